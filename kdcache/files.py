@@ -1,0 +1,107 @@
+"""Files that are either whole or not there: atomic writes, digests, canonical JSON."""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kdcache.errors import ConfigError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which appears at `path` only when the block ends without an error."""
+    with _temporary_beside(path) as (file, name):
+        yield file
+        _flush(file)
+        os.replace(name, path)
+        _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, replacing what was there, so that no reader ever sees a part of it."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def put_if_absent(path: Path, data: bytes) -> bool:
+    """Put `data` at `path` unless something is there; of several writers exactly one gets True."""
+    with _temporary_beside(path) as (file, name):
+        file.write(data)
+        _flush(file)
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return False
+    _sync_folder(path.parent)
+    return True
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a folder; the lock ends with the process.
+
+    Raises:
+        ConfigError: another process has the folder.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(
+            f"another process is at work in `{folder}`",
+            hint="wait for it to end, or give another --out",
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way we write JSON: UTF-8, sorted keys, two spaces, a newline at the end."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return (text + "\n").encode()
+
+
+@contextmanager
+def _temporary_beside(path: Path) -> Iterator[tuple[BinaryIO, str]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes files that only their owner reads
+        with os.fdopen(handle, "wb") as file:
+            yield file, name
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

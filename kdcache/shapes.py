@@ -1,0 +1,10 @@
+"""The letters of dimensions, the same in every file, and the array types that carry them.
+
+N images in the set    B batch           V views         H W source height, width
+F teacher feature      D target          E student feature
+K negatives            S rendered size   C channels (RGB)
+"""
+
+from jaxtyping import Bool, Float, Float16, Int, Int32, Int64, UInt8
+
+__all__ = ["Bool", "Float", "Float16", "Int", "Int32", "Int64", "UInt8"]

@@ -1,0 +1,120 @@
+"""Rendering ahead: items of a source in a given order, made by other processes.
+
+Only pixels travel through these processes; what a cache holds is looked up where it is used. The
+processes are forked by a server that has never used a thread: forking this process, in which torch
+and OpenCV have, makes workers that hang now and then (seen: 7 minutes without an image).
+"""
+
+import multiprocessing
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kdcache.errors import KdcacheError, WorkerKilled
+
+T = TypeVar("T", covariant=True)
+
+_AHEAD = 2
+"""Items that each process has ready or under way; they wait in shared memory."""
+
+
+@runtime_checkable
+class Source(Protocol[T]):
+    """Makes item n; it is pickled, or forked, into every process."""
+
+    def __getitem__(self, item: int) -> T:
+        """Item n, which depends on n alone."""
+        ...
+
+
+def render_ahead(
+    source: Source[T], order: Sequence[int], *, workers: int, pin: bool = False
+) -> Iterator[T]:
+    """The items of `source` in `order`, made by `workers` processes; 0 makes them in this one.
+
+    Args:
+        pin: put tensors into page-locked memory, for copies to a GPU.
+
+    Raises:
+        KdcacheError, OSError: as the source raised it.
+        WorkerKilled: a process is gone.
+    """
+    with warnings.catch_warnings():
+        # More processes than cores is what was asked for, and sometimes right: reading waits.
+        warnings.filterwarnings("ignore", message=".*worker processes in total", module="torch")
+        loader: DataLoader[Any] = DataLoader(
+            _Carrier(source),
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            prefetch_factor=_AHEAD if workers else None,
+            worker_init_fn=_prepare,
+            # Of its own: it draws a number, which must not come from the run's generator.
+            generator=torch.Generator(),
+            multiprocessing_context=_context(type(source).__module__) if workers else None,
+        )
+        items = iter(loader)
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise _explained(error) from error
+        if isinstance(item, KdcacheError | OSError):
+            raise item
+        yield item
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """A worker that was killed is the user's to know of; anything else is passed on."""
+    if "DataLoader worker" not in str(error):
+        return error
+    return WorkerKilled(
+        "a process that renders views was killed from outside, perhaps for want of memory",
+        hint="run the same command again, with fewer --workers if memory is short",
+    )
+
+
+class _Carrier(Dataset[Any]):
+    """Hands errors over as values: torch would raise them anew, without hint, errno and file."""
+
+    def __init__(self, source: Source[Any]) -> None:
+        self._source = source
+
+    def __getitem__(self, item: int) -> Any:
+        try:
+            return self._source[item]
+        except (KdcacheError, OSError) as error:
+            return error
+
+
+def _context(module: str) -> Any:
+    """How workers start: from a clean server where there can be one, else from nothing.
+
+    Args:
+        module: imported once by the server, with all it imports, rather than by every worker.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([module])  # has no effect once the server runs
+    return context
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _prepare(_: int) -> None:
+    """One thread, for the processes are the parallelism; Ctrl-C is the parent's to answer."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

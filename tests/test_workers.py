@@ -1,0 +1,78 @@
+"""Rendering ahead keeps the order, the errors and the run's random numbers."""
+
+import errno
+import os
+import signal
+
+import pytest
+import torch
+
+from kdcache.errors import DataError, WorkerKilled
+from kdcache.workers import render_ahead
+
+
+class Squares:
+    """Item n is n * n; 7 is refused, 8 cannot be opened."""
+
+    def __getitem__(self, item: int) -> torch.Tensor:
+        if item == 7:
+            raise DataError("seven is `broken`", hint="mend seven")
+        if item == 8:
+            raise PermissionError(errno.EACCES, "Permission denied", "/eight.jpg")
+        return torch.tensor(item * item)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_items_come_in_the_order_that_was_asked_for(workers):
+    found = [int(item) for item in render_ahead(Squares(), [3, 1, 2, 0], workers=workers)]
+    assert found == [9, 1, 4, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_keep_hint_errno_and_file(workers):
+    with pytest.raises(DataError, match="seven is `broken`") as caught:
+        list(render_ahead(Squares(), [1, 7], workers=workers))
+    assert caught.value.hint == "mend seven"
+    with pytest.raises(PermissionError) as caught:
+        list(render_ahead(Squares(), [1, 8], workers=workers))
+    assert (caught.value.errno, caught.value.filename) == (errno.EACCES, "/eight.jpg")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_runs_own_random_numbers_are_left_alone(workers):
+    """A resumed run asks for a loader once more than one that went on."""
+    before = torch.get_rng_state()
+    list(render_ahead(Squares(), [1, 2], workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Children:
+    """Item n is the process that made it, and that process's parent."""
+
+    def __getitem__(self, item: int) -> tuple[int, int]:
+        return os.getpid(), os.getppid()
+
+
+def test_workers_are_not_forked_from_here():
+    """Where threads may hold locks."""
+    found = set(render_ahead(Children(), range(8), workers=2))
+    assert {os.getpid()}.isdisjoint(server for _, server in found)
+
+
+def test_killed_worker_is_told_of():
+    items = render_ahead(Children(), range(1000), workers=1)
+    worker, _ = next(items)
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(WorkerKilled, match="was killed from outside") as caught:
+        list(items)
+    assert "--workers" in caught.value.hint
+
+
+def test_workers_start_after_threads_have_been_used():
+    """Forked from a process whose libraries have threads, they would hang now and then."""
+    import cv2
+    import numpy as np
+
+    torch.nn.functional.conv2d(torch.randn(8, 8, 64, 64), torch.randn(8, 8, 3, 3))
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)
+    assert [int(i) for i in render_ahead(Squares(), range(4), workers=2)] == [0, 1, 4, 9]
