@@ -1,0 +1,19 @@
+"""Images: ordered, fingerprinted sets of encoded images, and how they become pixels."""
+
+from kdcache.images.decoding import MAX_PIXELS, Unreadable, decode, decoder_description
+from kdcache.images.image_set import ImageSet
+from kdcache.images.index import ImageIndex, dataset_fingerprint, image_id, index_images
+from kdcache.images.sources import open_images
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageIndex",
+    "ImageSet",
+    "Unreadable",
+    "dataset_fingerprint",
+    "decode",
+    "decoder_description",
+    "image_id",
+    "index_images",
+    "open_images",
+]
