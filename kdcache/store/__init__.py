@@ -1,0 +1,24 @@
+"""The cache on disk: written piece by piece, sealed once, read at the speed of memory."""
+
+from kdcache.store.index import RowIndex
+from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec
+from kdcache.store.manifest import Manifest, Problem, check_digests
+from kdcache.store.publish import FileDigest
+from kdcache.store.reader import Cache, open_cache, read_manifest
+from kdcache.store.writer import CacheWriter, create_cache
+
+__all__ = [
+    "FORMAT",
+    "PIECE_ROWS",
+    "ArraySpec",
+    "Cache",
+    "CacheWriter",
+    "FileDigest",
+    "Manifest",
+    "Problem",
+    "RowIndex",
+    "check_digests",
+    "create_cache",
+    "open_cache",
+    "read_manifest",
+]

@@ -1,0 +1,128 @@
+"""The manifest: the last file of a cache, which promises every other file with size and digest."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdcache.errors import CacheCorrupt, CacheError
+from kdcache.files import canonical_json, sha256_of
+from kdcache.progress import Progress, silent
+from kdcache.store.layout import FORMAT
+from kdcache.store.publish import FileDigest
+
+MANIFEST = "manifest.json"
+RECIPE = "recipe.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished cache holds. Nothing in it tells when, where or in what order it was made."""
+
+    recipe: str
+    """SHA-256 of `recipe.json`."""
+    num_rows: int
+    num_views: int
+    num_readable: int
+    files: Mapping[str, FileDigest]
+    """Every file but the manifest, by its path in the cache."""
+    versions: Mapping[str, str]
+    parent: str | None = None
+    """The identity of the cache that this one extends."""
+
+    def to_bytes(self) -> bytes:
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "recipe": self.recipe,
+                "rows": self.num_rows,
+                "views": self.num_views,
+                "readable_rows": self.num_readable,
+                "files": {
+                    name: {"bytes": file.num_bytes, "sha256": file.sha256}
+                    for name, file in self.files.items()
+                },
+                "versions": dict(self.versions),
+                "parent": self.parent,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Manifest":
+        """Read a manifest.
+
+        Raises:
+            CacheError: a newer version of the format.
+        """
+        value = json.loads(data)
+        check_format(value["format"])
+        return cls(
+            recipe=value["recipe"],
+            num_rows=value["rows"],
+            num_views=value["views"],
+            num_readable=value["readable_rows"],
+            files={
+                name: FileDigest(file["bytes"], file["sha256"])
+                for name, file in value["files"].items()
+            },
+            versions=value["versions"],
+            parent=value["parent"],
+        )
+
+
+def check_format(version: int) -> None:
+    """Refuse a format that this code does not know."""
+    if version > FORMAT:
+        raise CacheError(
+            f"the cache has format `{version}`: it was made by a newer kdcache;"
+            f" this one knows formats up to {FORMAT}",
+            hint="pip install --upgrade kdcache",
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that is not what the manifest promises."""
+
+    file: str
+    found: str
+
+
+def size_problems(root: Path, manifest: Manifest) -> list[Problem]:
+    """Files that are missing or have another size than promised; opens none of them."""
+    problems = []
+    for name, promised in manifest.files.items():
+        path = root / name
+        if not path.is_file():
+            problems.append(Problem(name, "is missing"))
+        elif (found := path.stat().st_size) != promised.num_bytes:
+            problems.append(Problem(name, f"has {found} bytes instead of {promised.num_bytes}"))
+    return problems
+
+
+def check_digests(path: str | Path, progress: Progress = silent) -> list[Problem]:
+    """Read every file of a finished cache and return those that differ from the manifest.
+
+    Args:
+        progress: counts files.
+    """
+    root = Path(path)
+    manifest = Manifest.from_bytes((root / MANIFEST).read_bytes())
+    problems = size_problems(root, manifest)
+    broken = {problem.file for problem in problems}
+    for name, promised in manifest.files.items():
+        if name not in broken and (found := sha256_of(root / name)) != promised.sha256:
+            problems.append(Problem(name, f"has SHA-256 {found} instead of {promised.sha256}"))
+        progress(1)
+    return sorted(problems, key=lambda problem: problem.file)
+
+
+def require_sizes(root: Path, manifest: Manifest) -> None:
+    """Refuse a cache in which a file is missing or has another size than promised."""
+    if problems := size_problems(root, manifest):
+        first = problems[0]
+        others = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
+        raise CacheCorrupt(
+            f"`{root / first.file}` {first.found}{others}",
+            hint=f"see all of it with `kdcache verify {root}`, or fetch the cache again",
+        )

@@ -1,0 +1,494 @@
+"""Writing a cache: pieces come in any order, from any number of processes, and become shards.
+
+A cache under way can be killed at any moment. The same call of `create_cache` continues it, and
+its final bytes equal those of a cache that was never interrupted.
+
+Format: FORMAT.md.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcache.errors import CacheCorrupt, CacheMismatch, CacheUnfinished, DataError
+from kdcache.files import canonical_json
+from kdcache.progress import Progress, silent
+from kdcache.shapes import Bool, Float
+from kdcache.store import layout, plain
+from kdcache.store.index import RowIndex, index_files, load_unreadable, readable_files
+from kdcache.store.layout import ArraySpec, Grid
+from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
+from kdcache.store.moments import Moments
+from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
+from kdcache.store.publish import WORK, FileDigest, digest_of, publish
+
+_SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
+_SEAL_TRIES = 10  # each is lost to another process that let go of a piece meanwhile
+OTHER_OUT = "choose another --out, or go back to the settings that the cache was begun with"
+
+
+class CacheWriter:
+    """A cache under way; made by `create_cache`."""
+
+    def __init__(
+        self,
+        root: Path,
+        grids: Mapping[str, Grid],
+        index: RowIndex,
+        first_files: Mapping[str, FileDigest],
+        made_with: Mapping[str, str],
+    ) -> None:
+        self.path = root
+        self._made_with = made_with
+        self._grids = grids
+        self._index = index
+        self._first_files = first_files
+        self._pieces = Pieces(root)
+        any_grid = next(iter(grids.values()))
+        self.num_rows = any_grid.num_rows
+        self.num_views = any_grid.num_views
+        self.num_pieces = -(-self.num_rows // layout.PIECE_ROWS)
+        self.num_shards = sum(grid.num_blocks * grid.num_views for grid in grids.values())
+
+    @property
+    def done(self) -> bool:
+        """Whether the cache is finished, so that there is nothing to write."""
+        return (self.path / MANIFEST).exists()
+
+    def missing(self) -> list[int]:
+        """The pieces that are still to be computed, ascending."""
+        if self.done:
+            return []
+        finished = self._pieces.finished()
+        return [piece for piece in range(self.num_pieces) if piece not in finished]
+
+    def piece_rows(self, piece: int) -> range:
+        start = piece * layout.PIECE_ROWS
+        return range(start, min(start + layout.PIECE_ROWS, self.num_rows))
+
+    def put_piece(
+        self,
+        piece: int,
+        values: Mapping[str, Float[np.ndarray, "P V _"]],
+        unreadable: Mapping[int, str],
+        witness: Mapping[str, np.ndarray],
+    ) -> None:
+        """Keep a piece for good, and seal the shards that it completes.
+
+        A piece that is there with the same values is left as it is, and so is a finished cache,
+        which another process may have made of a piece that both of them computed.
+
+        Args:
+            values: for each array the rows of `piece_rows(piece)`; what the rows of unreadable
+                images hold is ignored, and zeros are stored.
+            unreadable: why rows could not be read, by row number in the cache.
+            witness: arrays of which the seal joins all pieces along the first axis; every piece
+                gives the same names, or none.
+
+        Raises:
+            DataError: a value is not finite, or does not fit into float16.
+            CacheMismatch: the piece is there with other values.
+        """
+        if self.done:
+            return
+        rows = self.piece_rows(piece)
+        assert values.keys() == self._grids.keys()
+        assert all(row in rows for row in unreadable)
+        stored = {
+            name: self._storable(grid.spec, values[name], rows, unreadable)
+            for name, grid in self._grids.items()
+        }
+        self._pieces.put(piece, stored, Note(unreadable, witness))
+        self._seal_shards_around(rows)
+
+    def missing_bytes(self) -> int:
+        """What is still to be written, as it will lie on the disk.
+
+        Until a block is whole in every array, its pieces lie beside the shards.
+        """
+        if self.done:
+            return 0
+        rows = min(self.num_rows, max(grid.shard_rows for grid in self._grids.values()))
+        row_bytes = sum(grid.row_bytes for grid in self._grids.values())
+        return rows * self.num_views * row_bytes + sum(
+            grid.shard_bytes(block)
+            for grid in self._grids.values()
+            for block in range(grid.num_blocks)
+            for view in range(self.num_views)
+            if not self._has_receipt(grid, block, view)
+        )
+
+    def unreadable(self) -> dict[int, str]:
+        """Rows whose images could not be read, so far, and why."""
+        if self.done:
+            return load_unreadable(self.path)
+        notes = (self._pieces.note(piece) for piece in sorted(self._pieces.finished()))
+        return {row: reason for note in notes for row, reason in note.unreadable.items()}
+
+    def seal(self, progress: Progress = silent) -> Manifest:
+        """Finish the cache: index, statistics, witness and, last, the manifest.
+
+        Args:
+            progress: counts shards, `num_shards` in all.
+
+        Raises:
+            CacheUnfinished: pieces are missing.
+            DataError: not one image could be read.
+        """
+        try:
+            manifest = self._finished() or self._seal(progress)
+        except FileNotFoundError:
+            # Another process may have finished the cache under our hands, and tidied up.
+            if (finished := self._finished()) is None:
+                raise
+            manifest = finished
+        tidy(self.path)
+        return manifest
+
+    def _finished(self) -> Manifest | None:
+        path = self.path / MANIFEST
+        return Manifest.from_bytes(path.read_bytes()) if path.exists() else None
+
+    def _seal(self, progress: Progress) -> Manifest:
+        missing = self.missing()
+        if missing and not self.done:
+            raise CacheUnfinished(
+                f"{len(missing)} of {self.num_pieces} pieces of `{self.path}` are missing",
+                hint="run the same extract command: it resumes",
+            )
+        self._seal_shards_around(range(self.num_rows))
+        notes = [self._pieces.note(piece) for piece in range(self.num_pieces)]
+        unreadable = {row: why for note in notes for row, why in note.unreadable.items()}
+        readable = np.ones(self.num_rows, np.bool_)
+        readable[list(unreadable)] = False
+        if not readable.any():
+            raise DataError(
+                f"not one of {self.num_rows} images could be read; the first: {unreadable[0]}",
+                hint="check that --data names a folder of images",
+            )
+        small = readable_files(self._index, readable, unreadable) | _witness_files(notes)
+        for name, grid in self._grids.items():
+            moments = self._moments(grid, readable, progress)
+            for key, values in moments.arrays().items():
+                small |= plain.array_files(f"statistics/{name}/{key}", values)
+            small[f"statistics/{name}/zarr.json"] = plain.group_file({})
+        small["statistics/zarr.json"] = plain.group_file({})
+        files = {**self._first_files, **self._shard_digests(), **self._publish(small)}
+        files |= self._publish({"zarr.json": self._root_file(files)})
+        manifest = Manifest(
+            recipe=files[RECIPE].sha256,
+            num_rows=self.num_rows,
+            num_views=self.num_views,
+            num_readable=int(readable.sum()),
+            files=dict(sorted(files.items())),
+            versions=self._made_with,
+        )
+        self._publish({MANIFEST: manifest.to_bytes()})
+        return manifest
+
+    def _publish(self, files: Mapping[str, bytes]) -> dict[str, FileDigest]:
+        return {name: publish(self.path, name, data, hint=ALARM) for name, data in files.items()}
+
+    def _storable(
+        self,
+        spec: ArraySpec,
+        values: Float[np.ndarray, "P V D"],
+        rows: range,
+        unreadable: Mapping[int, str],
+    ) -> Float[np.ndarray, "P V D"]:
+        """The values as they will be stored, or the error that says which one cannot be."""
+        assert values.shape == (len(rows), self.num_views, spec.dim)
+        with np.errstate(over="ignore"):
+            stored = values.astype(spec.numpy_dtype)
+        stored[[row - rows.start for row in unreadable]] = 0
+        if np.isfinite(stored).all():
+            return stored
+        row, view, dim = np.argwhere(~np.isfinite(stored))[0].tolist()
+        value = float(values[row, view, dim])
+        path = self._index.paths[rows.start + row]
+        where = f"`{spec.name}` of row {rows.start + row} (`{path}`), view {view}"
+        if math.isfinite(value):
+            raise DataError(
+                f"{where} holds `{value:g}`; {spec.dtype} ends at"
+                f" {float(np.finfo(spec.dtype).max):g}",
+                hint="--dtype float32",
+            )
+        raise DataError(
+            f"the teacher gave `{value}` in {where}; only finite numbers can be targets",
+            hint="check the teacher's weights, or run it in float32",
+        )
+
+    def _seal_shards_around(self, rows: range) -> None:
+        """Seal each block that touches `rows` and is whole, and let go of pieces in such blocks."""
+        for _ in range(_SEAL_TRIES):
+            try:
+                self._seal_whole_blocks(rows)
+                return
+            except FileNotFoundError as error:
+                # Another process seals the same block and is ahead of us: it has let go of a
+                # piece that we were about to read. What it sealed, we find sealed now.
+                gone = error
+        raise CacheCorrupt(
+            f"`{gone.filename}` is needed to seal `{self.path}` and is gone, without a shard that "
+            "holds what was in it",
+            hint=f"delete `{self.path}` and extract anew",
+        ) from gone
+
+    def _seal_whole_blocks(self, rows: range) -> None:
+        blocks = [
+            (grid, block)
+            for grid in self._grids.values()
+            for block in self._blocks_of(grid, rows)
+            if self._is_whole(grid, block)
+        ]
+        for grid, block in blocks:
+            self._seal_block(grid, block)
+        for piece in sorted({piece for grid, block in blocks for piece in self._in(grid, block)}):
+            self._let_go(piece)
+
+    def _seal_block(self, grid: Grid, block: int) -> None:
+        views = [view for view in range(self.num_views) if not self._has_receipt(grid, block, view)]
+        group = max(1, _SEAL_BYTES // (grid.stored_rows(block) * grid.row_bytes))
+        for start in range(0, len(views), group):
+            self._seal_views(grid, block, views[start : start + group])
+
+    def _seal_views(self, grid: Grid, block: int, views: list[int]) -> None:
+        shape = (len(views), grid.stored_rows(block), grid.spec.dim)
+        values = np.zeros(shape, grid.spec.numpy_dtype)
+        first = grid.block_rows(block).start
+        for piece in self._in(grid, block):
+            rows = self.piece_rows(piece)
+            place = slice(rows.start - first, rows.stop - first)
+            gathered = self._pieces.gather(piece, grid.spec.name, views)
+            for target, part in zip(values, gathered, strict=True):
+                target[place] = part
+        for view, shard in zip(views, values, strict=True):
+            name = grid.shard_file(block, view)
+            digest = publish(self.path, name, shard.data, grid.tail(block), hint=ALARM)
+            receipt = _receipt(grid, block, view, digest, self._made_with)
+            publish(self.path, grid.receipt_file(block, view), receipt, hint=ALARM)
+
+    def _let_go(self, piece: int) -> None:
+        rows = self.piece_rows(piece)
+        if all(
+            self._has_receipt(grid, block, view)
+            for grid in self._grids.values()
+            for block in self._blocks_of(grid, rows)
+            for view in range(self.num_views)
+        ):
+            self._pieces.shrink(piece)
+
+    def _has_receipt(self, grid: Grid, block: int, view: int) -> bool:
+        return (self.path / grid.receipt_file(block, view)).exists()
+
+    def _is_whole(self, grid: Grid, block: int) -> bool:
+        return all(self._pieces.has(piece) for piece in self._in(grid, block))
+
+    def _in(self, grid: Grid, block: int) -> range:
+        return self._pieces_of(grid.block_rows(block))
+
+    def _pieces_of(self, rows: range) -> range:
+        return range(rows.start // layout.PIECE_ROWS, -(-rows.stop // layout.PIECE_ROWS))
+
+    def _blocks_of(self, grid: Grid, rows: range) -> range:
+        return range(rows.start // grid.shard_rows, -(-rows.stop // grid.shard_rows))
+
+    def _moments(self, grid: Grid, readable: Bool[np.ndarray, " N"], progress: Progress) -> Moments:
+        moments = Moments(grid.spec.dim)
+        for view in range(grid.num_views):
+            for block in range(grid.num_blocks):
+                rows = grid.block_rows(block)
+                path = self.path / grid.shard_file(block, view)
+                count = len(rows) * grid.spec.dim
+                shard = np.fromfile(path, grid.spec.numpy_dtype, count).reshape(len(rows), -1)
+                for start in range(0, len(rows), grid.chunk_rows):
+                    chunk = shard[start : start + grid.chunk_rows]
+                    at = rows.start + start
+                    moments.add(chunk[readable[at : at + len(chunk)]])
+                progress(1)
+        return moments
+
+    def _shard_digests(self) -> dict[str, FileDigest]:
+        """Shards, as their receipts say, and the receipts."""
+        digests = {}
+        for grid in self._grids.values():
+            for block in range(grid.num_blocks):
+                for view in range(grid.num_views):
+                    name = grid.receipt_file(block, view)
+                    data = (self.path / name).read_bytes()
+                    receipt = json.loads(data)
+                    digests[name] = digest_of(data)
+                    digests[grid.shard_file(block, view)] = FileDigest(
+                        receipt["bytes"], receipt["sha256"]
+                    )
+        return digests
+
+    def _root_file(self, files: Mapping[str, FileDigest]) -> bytes:
+        """The group's `zarr.json`, with the metadata of all members, as readers over HTTP need."""
+        members = sorted(name for name in files if name.endswith("/zarr.json"))
+        root: dict[str, Any] = json.loads(
+            plain.group_file({"kdcache": {"format": layout.FORMAT, "arrays": sorted(self._grids)}})
+        )
+        root["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": {
+                name.removesuffix("/zarr.json"): json.loads((self.path / name).read_bytes())
+                for name in members
+            },
+        }
+        return canonical_json(root)
+
+
+def create_cache(
+    path: str | Path,
+    *,
+    recipe: Mapping[str, Any],
+    arrays: Sequence[ArraySpec],
+    num_views: int,
+    index: RowIndex,
+    head: tuple[list[dict[str, Any]], Mapping[str, np.ndarray]] | None = None,
+    made_with: Mapping[str, str],
+) -> CacheWriter:
+    """Begin a cache, or continue the one that was begun with the same recipe.
+
+    Args:
+        recipe: all that decides the values, as JSON; written verbatim, and compared on resuming.
+        head: the teacher's projection head, as `ProjectionHead.layers` and `.to_arrays()`.
+        made_with: versions, and the kind of device: what may decide last bits. Recorded in the
+            manifest, and the same from the first piece to the last.
+
+    Raises:
+        CacheMismatch: the folder holds a cache of another recipe, or one that was begun with
+            other versions, or what is no cache.
+    """
+    root = Path(path)
+    num_rows = len(index.paths)
+    assert num_rows > 0
+    assert num_views > 0
+    assert len(index.image_ids) == len(index.labels) == num_rows
+    grids = {spec.name: Grid.of(spec, num_rows, num_views) for spec in arrays}
+    assert len(grids) == len(arrays) > 0
+    files = {RECIPE: canonical_json(dict(recipe)), BEGUN: _begun(num_rows, num_views, made_with)}
+    if _is_finished(root, files[RECIPE]):
+        tidy(root)
+        return CacheWriter(root, grids, index, {}, made_with)
+    _check_begun(root, files[BEGUN])
+    (root / WORK).mkdir(parents=True, exist_ok=True)
+    for name, grid in grids.items():
+        files[f"{name}/zarr.json"] = canonical_json(grid.metadata())
+    files |= index_files(index) | _head_files(head)
+    digests = {name: publish(root, name, data, hint=OTHER_OUT) for name, data in files.items()}
+    del digests[BEGUN]
+    return CacheWriter(root, grids, index, digests, made_with)
+
+
+def tidy(root: Path) -> None:
+    """Remove what is temporary from a finished cache; several processes may do so at once."""
+    shutil.rmtree(root / WORK, ignore_errors=True)
+
+
+def _is_finished(root: Path, recipe: bytes) -> bool:
+    """Whether the folder holds the finished cache of a recipe; anything foreign is refused."""
+    names = set(os.listdir(root)) if root.exists() else set()
+    if not names <= {WORK} and not (RECIPE in names and names & {WORK, MANIFEST}):
+        raise CacheMismatch(
+            f"`{root}` is neither empty nor a cache: it holds `{min(names)}`",
+            hint="choose another --out",
+        )
+    if MANIFEST in names:
+        Manifest.from_bytes((root / MANIFEST).read_bytes())
+    if RECIPE in names and (found := (root / RECIPE).read_bytes()) != recipe:
+        changes = differences(json.loads(found), json.loads(recipe))
+        raise CacheMismatch(
+            f"`{root}` holds a cache with another recipe: {'; '.join(changes)}", hint=OTHER_OUT
+        )
+    return MANIFEST in names
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What changed between two recipes, as lines `key: old -> new` with dotted keys."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{key}: `{before.get(key, 'not set')}` -> `{after.get(key, 'not set')}`"
+        for key in sorted(before.keys() | after.keys())
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _begun(num_rows: int, num_views: int, made_with: Mapping[str, str]) -> bytes:
+    """What must stay the same from the first piece to the last, besides the recipe."""
+    return canonical_json(
+        {
+            "format": layout.FORMAT,
+            "rows": num_rows,
+            "views": num_views,
+            "piece_rows": layout.PIECE_ROWS,
+            "versions": dict(made_with),
+        }
+    )
+
+
+def _check_begun(root: Path, begun: bytes) -> None:
+    """Refuse to go on with other libraries: half of the views would be drawn by each."""
+    if not (root / BEGUN).exists() or (found := (root / BEGUN).read_bytes()) == begun:
+        return
+    changes = differences(json.loads(found), json.loads(begun))
+    raise CacheMismatch(
+        f"`{root}` was begun otherwise: {'; '.join(changes)}",
+        hint="go on with the versions and settings it was begun with, or choose another --out",
+    )
+
+
+def _head_files(
+    head: tuple[list[dict[str, Any]], Mapping[str, np.ndarray]] | None,
+) -> dict[str, bytes]:
+    if head is None:
+        return {}
+    layers, arrays = head
+    files = {"head/zarr.json": plain.group_file({"layers": layers})}
+    for name, values in arrays.items():
+        files |= plain.array_files(f"head/{name}", values)
+    return files
+
+
+def _witness_files(notes: Sequence[Note]) -> dict[str, bytes]:
+    """The witness of all pieces, joined in the order of rows."""
+    parts = [note.witness for note in notes if note.witness]
+    assert all(part.keys() == parts[0].keys() for part in parts)
+    files = {"witness/zarr.json": plain.group_file({})}
+    for name in sorted(parts[0]) if parts else ():
+        joined = np.concatenate([part[name] for part in parts])
+        files |= plain.array_files(f"witness/{name}", joined)
+    return files
+
+
+def _receipt(
+    grid: Grid, block: int, view: int, shard: FileDigest, made_with: Mapping[str, str]
+) -> bytes:
+    rows = grid.block_rows(block)
+    return canonical_json(
+        {
+            "array": grid.spec.name,
+            "block": block,
+            "view": view,
+            "rows": [rows.start, rows.stop],
+            "bytes": shard.num_bytes,
+            "sha256": shard.sha256,
+            "versions": dict(made_with),
+        }
+    )
