@@ -1,0 +1,107 @@
+"""The order in which a run shows its images: a pure function of the seed, whatever the machine.
+
+The stream of samples is the epochs' permutations one after the other, each cut to whole batches.
+Position n of it says which image is shown as the n-th sample, for any number of processes or
+workers; what a queue holds at any moment is a window of the same stream.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdcache.shapes import Int64
+from kdcache.views import philox4x32
+
+# A constant in the last counter word keeps these draws apart from those of view parameters, whose
+# last word is a small block number.
+_ORDER_BLOCK = 0x4F524452
+
+
+def permutation(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
+    """The order of one epoch: sample numbers sorted by a 64-bit Philox key of (sample, epoch).
+
+    Args:
+        epoch: may be negative; those before the first fill a queue that starts full.
+    """
+    counter = np.zeros((num_samples, 4), np.uint32)
+    counter[:, 0] = np.arange(num_samples, dtype=np.uint32)
+    counter[:, 1] = epoch & 0xFFFFFFFF
+    counter[:, 3] = _ORDER_BLOCK
+    words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)).astype(np.uint64)
+    return np.argsort((words[:, 1] << np.uint64(32)) | words[:, 0], kind="stable")
+
+
+@dataclass(frozen=True)
+class SampleStream:
+    """The samples of a run, at any position, before the first included."""
+
+    num_samples: int
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; the samples left over come in other epochs."""
+        return self.num_samples // self.batch_size
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples shown in an epoch."""
+        return self.steps_per_epoch * self.batch_size
+
+    def batch(self, step: int) -> Int64[np.ndarray, " B"]:
+        """The samples of the global optimiser step `step` (from 0)."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        start = within * self.batch_size
+        return self._epoch(epoch)[start : start + self.batch_size]
+
+    def window(
+        self, start: int, stop: int
+    ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
+        """Samples and their epochs at stream positions `start` to `stop`; both may be negative."""
+        samples, epochs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        while start < stop:
+            epoch, within = divmod(start, self.epoch_length)
+            part = self._epoch(epoch)[within : within + stop - start]
+            samples.append(part)
+            epochs.append(np.full(len(part), epoch, np.int64))
+            start += len(part)
+        return np.concatenate(samples), np.concatenate(epochs)
+
+    def positions(
+        self, samples: Int64[np.ndarray, " B"], start: int, stop: int
+    ) -> Int64[np.ndarray, "B E"]:
+        """Where in [start, stop) of the stream the given samples stand, one column an epoch.
+
+        -1 stands for an epoch in which the sample is not shown within the window.
+        """
+        first, last = start // self.epoch_length, (stop - 1) // self.epoch_length
+        columns = []
+        for epoch in range(first, last + 1):
+            at = self._ranks(epoch)[samples]
+            position = epoch * self.epoch_length + at
+            there = (at < self.epoch_length) & (position >= start) & (position < stop)
+            # Positions may be negative themselves, so they are counted from the window's start.
+            columns.append(np.where(there, position - start, -1))
+        return np.stack(columns, axis=1)
+
+    def _epoch(self, epoch: int) -> Int64[np.ndarray, " L"]:
+        order = _permutation(self.num_samples, self.seed, epoch)
+        return order[: self.epoch_length]
+
+    def _ranks(self, epoch: int) -> Int64[np.ndarray, " N"]:
+        return _inverse(self.num_samples, self.seed, epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
+    return permutation(num_samples, seed=seed, epoch=epoch)
+
+
+@functools.lru_cache(maxsize=4)
+def _inverse(num_samples: int, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
+    order = _permutation(num_samples, seed, epoch)
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return ranks
