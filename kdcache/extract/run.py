@@ -1,0 +1,193 @@
+"""An extraction from end to end: check what is given, compute what is missing, seal."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kdcache.errors import CacheMismatch, DataError
+from kdcache.extract.engine import Report, extract
+from kdcache.extract.job import Job, describe
+from kdcache.images import ImageIndex, ImageSet, index_images, open_images
+from kdcache.precision import settle
+from kdcache.progress import Bar
+from kdcache.store import CacheWriter, RowIndex, create_cache, open_cache
+from kdcache.teachers import load_teacher
+from kdcache.versions import library_versions
+from kdcache.views import get_policy, get_renderer
+
+RENDERER = "r0"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished cache, and what it took."""
+
+    path: Path
+    num_images: int
+    num_classes: int
+    identity: str
+    """The cache's name: the SHA-256 of its manifest."""
+    num_bytes: int
+    report: Report
+    index_s: float
+    seal_s: float
+
+    def lines(self) -> list[str]:
+        """What a person wants to know, a line each."""
+        report = self.report
+        labels = f"in {self.num_classes} classes" if self.num_classes else "without labels"
+        lines = [
+            f"{self.path}: {self.num_images:,} images {labels}, {self.num_bytes / 1e6:,.1f} MB, "
+            f"sealed as {self.identity[:12]}"
+        ]
+        if report.views:
+            shares = {
+                "teacher": report.teacher_s,
+                "waiting for images": report.waiting_s,
+                "writing": report.writing_s,
+            }
+            binds = max(shares, key=lambda name: shares[name])
+            split = ", ".join(f"{name} {s / report.total_s:.0%}" for name, s in shares.items())
+            lines.append(
+                f"{report.views:,} views in {report.total_s:.1f} s "
+                f"({report.views / report.total_s:,.0f}/s): {split}; {binds} binds"
+            )
+        lines.append(f"indexing {self.index_s:.1f} s, sealing {self.seal_s:.1f} s")
+        if report.unreadable:
+            num = len(report.unreadable)
+            lines.append(f"{num:,} images could not be read: see index/unreadable.json")
+        return lines
+
+
+def run_extraction(
+    *,
+    teacher: str,
+    data: Path,
+    out: Path,
+    weights: Path | None,
+    num_views: int,
+    policy: str,
+    seed: int,
+    image_size: int | None,
+    arrays: tuple[str, ...] | None,
+    dtype: Literal["float16", "float32"],
+    precision: Literal["auto", "fp32", "bf16", "fp16"],
+    batch_size: int,
+    skip_unreadable: bool,
+    device: torch.device,
+    workers: int,
+    bar: Bar,
+) -> Outcome:
+    """Make the cache `out`, or complete it.
+
+    Raises:
+        KdcacheError: of the kind that says what to mend; what was computed before is kept.
+    """
+    wanted_policy = get_policy(policy)
+    images = open_images(data)
+    loaded = load_teacher(teacher, weights=weights, image_size=image_size)
+    started = time.monotonic()
+    index = _index(images, skip_unreadable, workers, bar)
+    index_s = time.monotonic() - started
+    job = Job(
+        images=images,
+        index=index,
+        teacher=loaded,
+        policy=wanted_policy,
+        seed=seed,
+        num_views=num_views,
+        renderer=get_renderer(RENDERER),
+        dtype=dtype,
+        precision=settle(precision, device),
+        batch_size=batch_size,
+        arrays=arrays,
+    )
+    writer = _open_writer(job, out, device)
+    if writer.done:
+        _check_views(job, out)
+    _check_room(writer, out)
+    left = sum(len(writer.piece_rows(piece)) for piece in writer.missing())
+    done = len(images) - left
+    with bar("extract", total=len(images), unit="images", done=done) as progress:
+        report = extract(job, writer, device=device, workers=workers, progress=progress)
+    if not writer.done:
+        _refuse_unreadable(job, report.unreadable, skip=skip_unreadable)
+    started = time.monotonic()
+    with bar("seal", total=writer.num_shards, unit="shards") as progress:
+        writer.seal(progress)
+    cache = open_cache(out)
+    size = sum(file.num_bytes for file in cache.manifest.files.values())
+    seal_s = time.monotonic() - started
+    return Outcome(
+        out, len(images), len(images.classes), cache.identity, size, report, index_s, seal_s
+    )
+
+
+def _index(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> ImageIndex:
+    with bar("index", total=len(images), unit="images") as progress:
+        index = index_images(images, threads=max(1, workers), progress=progress)
+    suspects = index.suspects
+    if suspects and (not skip_unreadable or len(suspects) == len(images)):
+        row = min(suspects)
+        raise DataError(
+            f"{len(suspects):,} of {len(images):,} files are no images, the first is "
+            f"`{images.paths[row]}`: {suspects[row]}",
+            hint="take them out of the folder, or record them as unreadable: --skip-unreadable",
+        )
+    return index
+
+
+def _open_writer(job: Job, out: Path, device: torch.device) -> CacheWriter:
+    head = job.teacher.head
+    made_with = {**library_versions(), **job.renderer.environment(), "device": device.type}
+    return create_cache(
+        out,
+        recipe=describe(job),
+        arrays=job.array_specs(),
+        num_views=job.num_views,
+        index=RowIndex(
+            image_ids=job.index.ids,
+            labels=job.images.labels,
+            classes=job.images.classes,
+            paths=job.images.paths,
+        ),
+        head=(head.layers, head.to_arrays()) if head is not None else None,
+        made_with=made_with,
+    )
+
+
+def _check_views(job: Job, out: Path) -> None:
+    """The number of views is no part of the recipe, so a finished cache may have another one."""
+    there = open_cache(out).num_views
+    if there != job.num_views:
+        raise CacheMismatch(
+            f"`{out}` is finished and holds {there} views, {job.num_views} are asked for",
+            hint="give another --out",
+        )
+
+
+def _check_room(writer: CacheWriter, out: Path) -> None:
+    """Say now that the disk is too small, rather than after hours."""
+    needed, free = writer.missing_bytes(), shutil.disk_usage(out).free
+    if needed > free:
+        raise DataError(
+            f"`{out}` needs {needed / 1e6:,.1f} MB more, its disk has {free / 1e6:,.1f} MB free",
+            hint="free some space, choose another --out, or keep less: --arrays, --views, --dtype",
+        )
+
+
+def _refuse_unreadable(job: Job, unreadable: dict[int, str], *, skip: bool) -> None:
+    """Decide about images without targets, before the cache is sealed."""
+    if not unreadable or skip:
+        return
+    row = min(unreadable)
+    raise DataError(
+        f"{len(unreadable):,} of {len(job.images):,} images cannot be read, the first is "
+        f"`{job.images.paths[row]}`: {unreadable[row]}; the others are computed and kept",
+        hint="the same command with --skip-unreadable completes the cache and marks those rows; "
+        "or take the files out and extract anew",
+    )
