@@ -1,0 +1,63 @@
+"""Options that several commands take, and what they mean."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kdcache.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        help="Images: a folder (ImageFolder layout or plain), a CSV/TSV list with a column `path`, "
+        "or WebDataset tar shards.",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="cuda, cuda:1, cpu ... [default: a GPU if there is one]"),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", min=0, help="Processes that render views. [default: one a core, at most 16]"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+def open_device(name: str | None) -> "torch.device":
+    """The device of this name, or the best there is."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"no device `{name}`", hint="--device cpu, --device cuda") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count() > 0:
+        raise ConfigError(
+            f"`{name}` is asked for, but there are {torch.cuda.device_count()} GPUs",
+            hint="count from cuda:0",
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            f"`{name}` is asked for, but torch sees no GPU",
+            hint="`nvidia-smi` shows the driver; --device cpu runs without one",
+        )
+    return device
+
+
+def num_workers(wanted: int | None) -> int:
+    """How many rendering processes to start."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return wanted if wanted is not None else min(cores or 1, 16)

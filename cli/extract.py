@@ -1,0 +1,79 @@
+"""`kdcache extract`: run the teacher once."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ._options import DataOption, DeviceOption, WorkersOption, num_workers, open_device
+
+
+def extract(
+    teacher: Annotated[
+        str, typer.Option(help="timm:MODEL, such as timm:resnet50.", show_default=False)
+    ],
+    data: DataOption,
+    out: Annotated[
+        Path,
+        typer.Option(help="The cache: a folder to make, or to go on with.", show_default=False),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint: .safetensors, .pth, .pt, .pth.tar. [default: timm's own]"),
+    ] = None,
+    views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
+    policy: Annotated[str, typer.Option(help="How views are drawn: `kdcache policies`.")] = "weak",
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the views.")] = 0,
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Side of the views in pixels. [default: the teacher's]"),
+    ] = None,
+    arrays: Annotated[
+        str | None,
+        typer.Option(
+            help="feature, embedding or both by a comma. [default: all the teacher gives]"
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["float16", "float32"], typer.Option(help="Of what is kept.")
+    ] = "float16",
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        typer.Option(help="Of the teacher; auto is bf16 on a GPU that has it, else fp32."),
+    ] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Views the teacher sees at once.")] = 64,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Complete the cache without unreadable images."),
+    ] = False,
+    device: DeviceOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Show a frozen teacher every view of every image, and keep what it says.
+
+    Run the same command again after any interruption: it goes on where it stopped.
+    """
+    from kdcache.extract import run_extraction
+    from kdcache.progress import progress_bar
+
+    outcome = run_extraction(
+        teacher=teacher,
+        data=data,
+        out=out,
+        weights=weights,
+        num_views=views,
+        policy=policy,
+        seed=seed,
+        image_size=image_size,
+        arrays=tuple(arrays.split(",")) if arrays else None,
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+        skip_unreadable=skip_unreadable,
+        device=open_device(device),
+        workers=num_workers(workers),
+        bar=progress_bar,
+    )
+    for line in outcome.lines():
+        typer.echo(line, err=True)
+    typer.echo(outcome.identity)

@@ -1,0 +1,77 @@
+"""The table of commands, and how their errors look."""
+
+import errno
+import os
+import sys
+
+import typer
+
+from kdcache import __version__
+from kdcache.errors import KdcacheError
+
+from . import demo, evaluate, extract, info, shelves, train, verify
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kdcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def kdcache(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True),
+) -> None:
+    """Pay for the teacher once: cache what it says of many views, distil any number of students.
+
+    An error is two lines: what was found, and what to do. KDCACHE_DEBUG=1 adds the traceback.
+    """
+
+
+app.command("extract")(extract.extract)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("demo")(demo.demo)
+app.command("methods")(shelves.methods)
+app.command("policies")(shelves.policies)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is two lines on standard error, exit code 1."""
+    debug = os.environ.get("KDCACHE_DEBUG", "") not in ("", "0")
+    try:
+        app(prog_name="kdcache")
+    except KdcacheError as error:
+        if debug:
+            raise
+        _fail(str(error), error.hint)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(*_explain(error))
+
+
+def _fail(message: str, hint: str) -> None:
+    typer.echo(f"error: {message}\n\nhint: {hint}", err=True)
+    sys.exit(1)
+
+
+def _explain(error: OSError) -> tuple[str, str]:
+    """Words for trouble with a disk, which any file may meet at any time."""
+    what = error.strerror or str(error)
+    where = f"`{error.filename}`: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"{where}{what.lower()}; nothing that was finished is lost",
+            "free some space and run the same command again: it goes on where it stopped",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return (
+            f"{where}{what.lower()}",
+            "choose a place that you may write to, or change its rights",
+        )
+    return f"{where}{what.lower()}", "see that the path is right and the disk is there"

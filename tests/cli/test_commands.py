@@ -1,0 +1,302 @@
+"""The command line as a user meets it: a process, its output, its exit code."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import make_folder
+from kdcache_cli.main import main
+from small import make_cache, tree_of
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def kdcache(*arguments) -> Done:
+    """Run a command in this process, through `main`, errors and exit code included."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patched,
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+    ):
+        patched.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Done(code, stdout.getvalue(), stderr.getvalue())
+
+
+def process(*arguments, **environment) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "kdcache_cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def refused(done, message, hint) -> None:
+    """An error is two lines, says what was found and what to do, and exits with 1."""
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    error, _, advice = done.stderr[done.stderr.index("error: ") :].partition("\n\nhint: ")
+    assert message in error, done.stderr
+    assert hint in advice, done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tiny_images, tiny_weights):
+    """A labelled data set and a cache of its training images; neither is to be changed."""
+    root = tmp_path_factory.mktemp("place")
+    shutil.copytree(tiny_images, root / "data" / "train")
+    make_folder(root / "data" / "val", per_class=3, seed=9)
+    make_cache(root / "data" / "train", tiny_weights, root / "cache.zarr")
+    return root
+
+
+def extract(place, weights, out, *more):
+    teacher = ("--teacher", "timm:test_resnet", "--weights", weights, "--image-size", 32)
+    views = ("--views", 2, "--dtype", "float32", "--batch-size", 16, "--workers", 0)
+    return kdcache(
+        "extract", "--data", place / "data" / "train", "--out", out, *teacher, *views, *more
+    )
+
+
+def train(place, out, *more):
+    return kdcache(
+        "train", "--data", place / "data" / "train", "--cache", place / "cache.zarr", "--out", out,
+        "--student", "test_resnet", "--set", "student.image_size=32", "--workers", 0,
+        "--set", "train.batch_size=16", "--set", "train.epochs=2", *more,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_images_to_evaluated_student_in_three_commands(place, tiny_weights, tmp_path):
+    done = extract(place, tiny_weights, tmp_path / "c.zarr")
+    assert done.returncode == 0, done.stderr
+    assert tree_of(tmp_path / "c.zarr") == tree_of(place / "cache.zarr")
+    info = json.loads(kdcache("info", tmp_path / "c.zarr", "--json").stdout)
+    assert info["identity"] == done.stdout.strip()
+
+    done = train(place, tmp_path / "run", "--method", "simreg")
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == tmp_path / "run" / "student.safetensors"
+
+    done = kdcache(
+        "eval", tmp_path / "run", "--data", place / "data", "--references", "--json", "--workers", 0
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert list(scores) == ["pixels 16x16", "untrained test_resnet", str(tmp_path / "run")]
+    student = {
+        (s["protocol"], s["setting"].get("k")): s["value"] for s in scores[str(tmp_path / "run")]
+    }
+    assert student.keys() == {("knn", 1), ("knn", 10), ("knn", 20), ("linear", None)}
+    assert all(0 <= value <= 100 for value in student.values())
+
+
+def test_no_such_folder(tmp_path, tiny_weights):
+    done = kdcache("extract", "--teacher", "timm:test_resnet", "--data", tmp_path / "none",
+                   "--out", tmp_path / "c")  # fmt: skip
+    refused(done, str(tmp_path / "none"), "folder")
+    assert not (tmp_path / "c").exists()
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = kdcache("extract", "--teacher", "timm:test_resnet", "--data", tmp_path / "empty",
+                   "--out", tmp_path / "c")  # fmt: skip
+    refused(done, "no images", "give a folder")
+    assert ".jpg" in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_text_file_named_jpg(tmp_path, tiny_images, tiny_weights):
+    shutil.copytree(tiny_images, tmp_path / "data" / "train")
+    (tmp_path / "data" / "train" / "class0" / "a.jpg").write_text("shopping list")
+    done = extract(tmp_path, tiny_weights, tmp_path / "c")
+    refused(done, "1 of 49 files are no images", "--skip-unreadable")
+    assert "class0/a.jpg" in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_unknown_teacher(place, tmp_path):
+    done = kdcache("extract", "--teacher", "resnet18", "--data", place / "data" / "train",
+                   "--out", tmp_path / "c")  # fmt: skip
+    refused(done, "no teacher `resnet18`", "timm:resnet18")
+
+
+def test_unknown_model(place, tmp_path):
+    done = kdcache("extract", "--teacher", "timm:resnet81", "--data", place / "data" / "train",
+                   "--out", tmp_path / "c")  # fmt: skip
+    refused(done, "has no model `resnet81`", "did you mean")
+
+
+def test_weights_of_another_architecture(place, tiny_weights, tmp_path):
+    done = kdcache("extract", "--teacher", "timm:resnet18", "--weights", tiny_weights,
+                   "--data", place / "data" / "train", "--out", tmp_path / "c")  # fmt: skip
+    refused(done, "are not those of timm model `resnet18`", "--teacher timm:MODEL")
+    assert "of another shape" in done.stderr
+    assert not (tmp_path / "c").exists()
+
+
+def test_cache_made_with_another_policy(place, tiny_weights, tmp_path):
+    before = tree_of(place / "cache.zarr")
+    done = extract(place, tiny_weights, place / "cache.zarr", "--policy", "moco_v2")
+    refused(done, "views.policy.name: `weak` -> `moco_v2`", "--out")
+    assert tree_of(place / "cache.zarr") == before
+    done = train(place, tmp_path / "run", "--method", "seed", "--set", "method.queue=20")
+    refused(done, "holds `weak` views", "--set run.policy=weak")
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_image_file(place, tmp_path):
+    shutil.copytree(place / "data", tmp_path / "data")
+    (tmp_path / "cache.zarr").symlink_to(place / "cache.zarr")
+    for path in (tmp_path / "data" / "train" / "class0").iterdir():
+        path.write_bytes(path.read_bytes() + b"\0")
+    done = train(tmp_path, tmp_path / "run", "--method", "simreg")
+    refused(done, "has changed since it was indexed", "put the original file back")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 600 kB; needs the right to mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", path])
+    if mount.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def test_full_disk_is_foreseen(place, tiny_weights, small_disk):
+    done = extract(place, tiny_weights, small_disk / "c")
+    refused(done, "MB more, its disk has 0.", "free some space")
+    assert not (small_disk / "c" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_disk_that_fills_on_the_way_loses_nothing(place, tiny_weights, tmp_path, small_disk):
+    """What was computed before is used when there is space again."""
+    code = (
+        "from kdcache.extract import run as r; r._check_room = lambda *_: None;"
+        "from kdcache_cli.main import main; main()"
+    )
+    command = [
+        sys.executable, "-c", code, "extract", "--teacher", "timm:test_resnet",
+        "--weights", tiny_weights, "--image-size", 32, "--views", 2, "--dtype", "float32",
+        "--batch-size", 16, "--workers", 0, "--data", place / "data" / "train",
+        "--out", small_disk / "c",
+    ]  # fmt: skip
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    refused(done, "no space left on device", "run the same command again")
+    assert not (small_disk / "c" / "manifest.json").exists()
+    assert list((small_disk / "c" / ".work" / "pieces").glob("*.npz"))
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    done = extract(place, tiny_weights, small_disk / "c")
+    assert done.returncode == 0, done.stderr
+    assert " views in " not in done.stderr  # nothing was computed again
+    assert tree_of(small_disk / "c") == tree_of(place / "cache.zarr")
+
+
+def test_output_that_cannot_be_written(place, tiny_weights, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    done = extract(place, tiny_weights, tmp_path / "file" / "c")
+    refused(done, "not a directory", "see that the path is right")
+
+
+def test_read_only_disk(place, tiny_weights, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    done = extract(place, tiny_weights, small_disk / "c")
+    refused(done, "read-only file system", "a place that you may write to")
+
+
+def test_method_that_needs_an_embedding_where_there_is_none(place, headless_weights, tmp_path):
+    make_cache(place / "data" / "train", headless_weights, tmp_path / "cache.zarr")
+    (tmp_path / "data").symlink_to(place / "data")
+    done = train(tmp_path, tmp_path / "run", "--method", "seed", "--set", "run.policy=weak")
+    refused(done, "`embedding`", "--set method.target=feature")
+    assert not (tmp_path / "run").exists()
+
+
+def test_unfinished_cache_is_not_taken_for_whole(place, tmp_path):
+    shutil.copytree(place / "cache.zarr", tmp_path / "cache.zarr")
+    (tmp_path / "cache.zarr" / "manifest.json").unlink()
+    (tmp_path / "data").symlink_to(place / "data")
+    refused(
+        train(tmp_path, tmp_path / "run", "--method", "simreg"), "cache.zarr", "kdcache extract"
+    )
+
+
+def test_checkpoint_of_another_kind_is_not_evaluated(place, tiny_weights):
+    done = kdcache("eval", tiny_weights, "--data", place / "data")
+    refused(done, "is not a student saved by kdcache", "kdcache train")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    arguments = ("info", tmp_path / "none")
+    refused(process(*arguments), "there is no cache at", "kdcache extract")
+    done = process(*arguments, KDCACHE_DEBUG="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_shelves_are_listed():
+    done = kdcache("methods")
+    assert [line.split()[0] for line in done.stdout.splitlines()][:1] == ["moco"]
+    assert "moco_v2" in kdcache("policies").stdout
+
+
+def test_version():
+    assert kdcache("--version").stdout.startswith("kdcache 0.")
+
+
+def test_verify_names_the_file_that_has_changed(place, tmp_path):
+    shutil.copytree(place / "cache.zarr", tmp_path / "cache.zarr")
+    assert kdcache("verify", tmp_path / "cache.zarr").returncode == 0
+    shard = tmp_path / "cache.zarr" / "feature" / "c" / "0" / "1" / "0"
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    done = kdcache("verify", tmp_path / "cache.zarr")
+    assert done.returncode == 1
+    assert done.stdout.startswith("feature/c/0/1/0 has SHA-256")
+
+
+def test_options_that_would_be_ignored_are_refused(place, tmp_path, tiny_weights):
+    train(place, tmp_path / "run", "--method", "simreg")
+    evaluate = ("eval", tmp_path / "run", "--data", place / "data", "--workers", 0)
+    refused(kdcache(*evaluate, "--image-size", 64), "needs no --image-size", "leave --image-size")
+    refused(kdcache(*evaluate, "--weights", tiny_weights), "needs no --weights", "--weights out")
+    refused(kdcache(*evaluate, "--policy", "weak"), "drawn at random", "--policy center")
+    refused(kdcache(*evaluate, "--k", "1,100"), "the gallery has 48 images", "--k")
+
+
+@pytest.mark.slow
+def test_augmented_probe_stands_beside_references_without_one(place, tmp_path):
+    done = kdcache(
+        "eval", "untrained:test_resnet", "--image-size", 32, "--data", place / "data",
+        "--protocol", "knn,linear-augmented", "--k", "1", "--references", "--workers", 0,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "augmented" in line)
+    assert row.split("|")[3].strip() == "-"  # pixels have no augmented views
