@@ -69,7 +69,7 @@ def train(
     last = recipe.train.epochs * stream.steps_per_epoch
     queue = _build_queue(recipe, lesson, state)
     recent = _Recent(run, state)
-    saved = time.monotonic()
+    saved, saved_step = time.monotonic(), state.step
     steps, pin = range(state.step, last), device.type == "cuda"
     with MetricsLog(run, step=state.step) as log, _stop_signals() as stop:
         rendered = render_ahead(lesson.images, steps, workers=workers, pin=pin)
@@ -91,9 +91,9 @@ def train(
                 log.write(state.step, {"epoch": epoch, "lr": lr, **values})
             if ends:
                 save_checkpoint(run, state)
-                saved = time.monotonic()
-        if recent.pending:  # a signal came while the loop waited for images
-            recent.summary(stream.batch_size)
+                saved, saved_step = time.monotonic(), state.step
+        if state.step > saved_step:  # a signal came while the loop waited for images
+            recent.check()
             save_checkpoint(run, state)
     return state.step == last
 
@@ -177,11 +177,6 @@ class _Recent:
         self._parts: dict[str, Tensor] = {}
         self._since = time.monotonic()
 
-    @property
-    def pending(self) -> bool:
-        """Whether there are steps that no summary has looked at."""
-        return bool(self._losses)
-
     def add(self, loss: Tensor, norm: Tensor, parts: dict[str, Tensor]) -> None:
         self._losses.append(loss)
         self._norms.append(norm)
@@ -189,13 +184,7 @@ class _Recent:
 
     def summary(self, batch_size: int) -> dict[str, float]:
         """Mean loss and rate since the last call; the last step's gradient norm and parts."""
-        losses = torch.stack(self._losses).tolist()
-        norms = torch.stack(self._norms).tolist()
-        for at, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-            if not math.isfinite(loss):
-                self._refuse(self._first + at, f"the loss is {loss}")
-            if not math.isfinite(norm) and not self._scaled:
-                self._refuse(self._first + at, f"the gradient's norm is {norm}")
+        losses, norms = self.check()
         now = time.monotonic()
         values = {"loss": sum(losses) / len(losses), "gradient_norm": norms[-1]}
         values |= {name: float(value) for name, value in self._parts.items()}
@@ -203,6 +192,17 @@ class _Recent:
         self._first += len(losses)
         self._losses, self._norms, self._since = [], [], now
         return values
+
+    def check(self) -> tuple[list[float], list[float]]:
+        """The losses and gradient norms since the last summary, all finite."""
+        losses = [float(loss) for loss in self._losses]
+        norms = [float(norm) for norm in self._norms]
+        for at, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            if not math.isfinite(loss):
+                self._refuse(self._first + at, f"the loss is {loss}")
+            if not math.isfinite(norm) and not self._scaled:
+                self._refuse(self._first + at, f"the gradient's norm is {norm}")
+        return losses, norms
 
     def _refuse(self, step: int, found: str) -> None:
         good = (

@@ -1,6 +1,7 @@
 """Training: what a step computes, exact resumes, and refusals before the first step."""
 
 import importlib.metadata
+import itertools
 import json
 import os
 import shutil
@@ -410,3 +411,24 @@ def test_signal_to_the_whole_group_ends_in_a_checkpoint(tiny_images, cache_path,
     assert child.wait(timeout=60) == 0
     kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert kept["step"] >= 20
+
+
+def test_signal_while_waiting_for_images_keeps_steps_that_are_logged(
+    tiny_images, cache_path, tmp_path, monkeypatch
+):
+    """Nothing is left to log then, and there is still a checkpoint to write."""
+    import kdcache.train.loop
+    from kdcache.errors import WorkerKilled
+
+    rendered = kdcache.train.loop.render_ahead
+
+    def cut_off(*args, **kwargs):
+        yield from itertools.islice(rendered(*args, **kwargs), 5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise WorkerKilled("a process is gone", hint="none")
+
+    monkeypatch.setattr(kdcache.train.loop, "render_ahead", cut_off)
+    outcome = run(recipe_for(run={"log_every": 1}), tiny_images, tmp_path / "run", cache_path)
+    assert not outcome.finished
+    kept = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert kept["step"] == 5
