@@ -16,7 +16,7 @@ SOURCES = [*LIBRARY, *COMMANDS]
 # A room imports from the floors below its own, and from itself; never from a neighbour.
 FLOORS = [
     {"errors", "shapes", "table", "precision"},
-    {"files", "settings", "progress", "versions", "workers"},
+    {"files", "settings", "progress", "versions", "workers", "distributed"},
     {"heads", "optimisation", "images"},
     {"networks", "views", "store"},
     {"teachers", "students", "methods", "targets"},

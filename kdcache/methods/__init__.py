@@ -5,9 +5,9 @@ import importlib
 import pkgutil
 
 from kdcache.errors import ConfigError
-from kdcache.methods._base import Batch, Loss, Method, Needs
+from kdcache.methods._base import Batch, Loss, Method, Needs, TeacherSide
 
-__all__ = ["Batch", "Loss", "Method", "Needs", "available_methods", "get_method"]
+__all__ = ["Batch", "Loss", "Method", "Needs", "TeacherSide", "available_methods", "get_method"]
 
 
 def available_methods() -> list[str]:

@@ -1,17 +1,23 @@
-"""The contract that every method keeps: tensors in, a loss out; no cache, queue or process group.
+"""The contract that every method keeps: tensors in, a loss out; no cache, no files.
 
 A method is one file of this folder with one class. It owns the heads it trains (and later throws
-away) and, where it has one, the slowly moving copy of the student.
+away) and, where it has one, the slowly moving copy of the student. What it asks for is data
+(`Needs`), so that a run can refuse a cache that does not serve it before the first step. The one
+thing it may know of other processes is `kdcache.distributed`: rows that couple a batch (keys for a
+queue of its own, statistics over the batch) are gathered there, and that is the identity in a run
+of one process.
 
 Shapes: B batch, S size, D target, K negatives, E slots left out.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from kdcache.heads import ProjectionHead
 from kdcache.optimisation import Optimisation
 from kdcache.settings import Settings
 from kdcache.shapes import Float, Int64, UInt8
@@ -24,25 +30,53 @@ class Needs:
     target: Literal["feature", "embedding"] | None
     """The array of the cache that it learns from; None if it has no teacher."""
     views: int = 1
-    """Views of each image a step."""
-    negatives: int = 0
-    """Length of the queue of teacher targets; 0 if it uses none."""
+    """Views of each image a step; there is a target for each."""
+    rendered: int | None = None
+    """How many of the views, from the first, the student looks at; None is all of them."""
+    neighbours: int = 0
+    """Images beside each image of the batch, drawn from its row of the cache's kNN graph."""
+    negatives: int | Literal["all"] = 0
+    """Length of the queue of teacher targets; `all`: every row of the cache; 0: none."""
+    queue_view: int = 0
+    """Which of the step's views the queue holds the targets of."""
     mask_own: bool = True
     """Whether the queue's other views of an image are hidden from that image."""
+    center: bool = False
+    """Whether the mean of the cache's targets is taken off each target."""
+    head: bool = False
+    """Whether it works with the teacher's projection head itself."""
+    several: bool = False
+    """Whether it can learn from several teachers at once."""
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """What a method must know of a teacher before it sees a batch."""
+
+    dim: int
+    """Width of its targets."""
+    head: ProjectionHead | None = None
+    """Its projection head, for a method that needs it: the method's own to keep, frozen or not."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step shows. Lists have one entry a view."""
+    """What one step shows.
 
-    images: list[UInt8[Tensor, "B S S 3"]]
-    """Rendered views, as a student takes them."""
-    targets: list[Float[Tensor, "B D"]] = field(default_factory=list)
-    """What the teacher said of the same views, un-normalised."""
+    Lists go through the views of the image, then through those of its first neighbour, and so on;
+    `targets` does so for each teacher in turn.
+    """
+
+    images: list[UInt8[Tensor, "B _ _ 3"]]
+    """Rendered views, as a student takes them; small crops have a side of their own."""
+    targets: list[Float[Tensor, "B _"]] = field(default_factory=list)
+    """What the teacher said of the views, un-normalised."""
     negatives: Float[Tensor, "K D"] | None = None
     """The queue: unit-length targets of earlier samples."""
     own_slots: Int64[Tensor, "B E"] | None = None
     """Slots of `negatives` that show the same image; -1 pads."""
+    progress: float = 0.0
+    """Epochs done so far, for losses that change on the way."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +98,19 @@ class Method(nn.Module, ABC):
     """The paper's own schedule."""
     views: ClassVar[str]
     """The view policy that the paper trains with."""
+
+    def __init__(
+        self, config: Any, *, student_dim: int, teachers: Sequence[TeacherSide] = ()
+    ) -> None:
+        """A method adds its heads here.
+
+        Args:
+            config: a `Config` of its own.
+            student_dim: width of the student's feature.
+            teachers: those of the run; one, unless `needs` says several; none without a target.
+        """
+        super().__init__()
+        self.config = config
 
     @classmethod
     @abstractmethod

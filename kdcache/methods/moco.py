@@ -8,6 +8,7 @@ Shapes: B batch, E student feature, D embedding, K negatives.
 """
 
 import copy
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -15,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache.methods._base import Batch, Loss, Method, Needs
+from kdcache.methods._base import Batch, Loss, Method, Needs, TeacherSide
 from kdcache.methods._heads import two_layer_head
 from kdcache.optimisation import Optimisation
 from kdcache.settings import Settings
@@ -45,9 +46,10 @@ class MoCo(Method):
 
     queue: Tensor
 
-    def __init__(self, config: Config, *, student_dim: int, target_dim: int = 0) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(
+        self, config: Config, *, student_dim: int, teachers: Sequence[TeacherSide] = ()
+    ) -> None:
+        super().__init__(config, student_dim=student_dim, teachers=teachers)
         hidden = config.hidden_dim or student_dim
         self.head = two_layer_head(student_dim, hidden, config.embedding_dim)
         self.slow_head = copy.deepcopy(self.head).requires_grad_(False)

@@ -7,13 +7,14 @@ the paper's (as recalled; an independent reproduction uses it); the released cod
 Shapes: B batch, E student feature, D teacher embedding, K negatives.
 """
 
+from collections.abc import Sequence
 from typing import Literal, final
 
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdcache.methods._base import Batch, Loss, Method, Needs
+from kdcache.methods._base import Batch, Loss, Method, Needs, TeacherSide
 from kdcache.methods._heads import two_layer_head
 from kdcache.methods._soft_ranking import soft_ranking_loss
 from kdcache.optimisation import Optimisation
@@ -45,10 +46,12 @@ class Seed(Method):
     optimisation = Optimisation(epochs=200, lr=0.03, lr_per_256=True)
     views = "moco_v2"
 
-    def __init__(self, config: Config, *, student_dim: int, target_dim: int) -> None:
-        super().__init__()
-        self.config = config
-        self.head = two_layer_head(student_dim, config.hidden_dim or student_dim, target_dim)
+    def __init__(
+        self, config: Config, *, student_dim: int, teachers: Sequence[TeacherSide]
+    ) -> None:
+        super().__init__(config, student_dim=student_dim, teachers=teachers)
+        (teacher,) = teachers
+        self.head = two_layer_head(student_dim, config.hidden_dim or student_dim, teacher.dim)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

@@ -6,12 +6,13 @@ Knowledge Distillation", BMVC 2021, arXiv:2201.05131; official code simreg.py an
 Shapes: B batch, E student feature, D teacher feature.
 """
 
+from collections.abc import Sequence
 from typing import final
 
 from torch import nn
 from torch.nn import functional
 
-from kdcache.methods._base import Batch, Loss, Method, Needs
+from kdcache.methods._base import Batch, Loss, Method, Needs, TeacherSide
 from kdcache.methods._heads import simreg_head
 from kdcache.optimisation import Optimisation
 from kdcache.settings import Settings
@@ -27,9 +28,12 @@ class SimReg(Method):
     optimisation = Optimisation(epochs=130, lr=0.05, first_epoch=1)
     views = "weak"
 
-    def __init__(self, config: Config, *, student_dim: int, target_dim: int) -> None:
-        super().__init__()
-        self.head = simreg_head(student_dim, target_dim)
+    def __init__(
+        self, config: Config, *, student_dim: int, teachers: Sequence[TeacherSide]
+    ) -> None:
+        super().__init__(config, student_dim=student_dim, teachers=teachers)
+        (teacher,) = teachers
+        self.head = simreg_head(student_dim, teacher.dim)
 
     @classmethod
     def needs(cls, config: Config) -> Needs:

@@ -11,7 +11,7 @@ import torch
 from kdcache.errors import ConfigError, DataError
 from kdcache.files import canonical_json, exclusive, put_if_absent
 from kdcache.images import ImageSet, dataset_fingerprint, index_images
-from kdcache.methods import Method
+from kdcache.methods import Method, TeacherSide
 from kdcache.progress import Bar
 from kdcache.recipe import Recipe, settle_precision
 from kdcache.shapes import Int64
@@ -218,9 +218,9 @@ def _flat(table: Any, at: str = "") -> dict[str, Any]:
 def _build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:
     torch.manual_seed(recipe.run.seed)
     student = build_student(recipe.student.name, image_size=recipe.student.image_size)
-    target_dim = lesson.targets.dim if lesson.targets is not None else 0
+    teachers = [TeacherSide(lesson.targets.dim)] if lesson.targets is not None else []
     method: Method = recipe.method_class(
-        recipe.method_config, student_dim=student.feature_dim, target_dim=target_dim
+        recipe.method_config, student_dim=student.feature_dim, teachers=teachers
     )
     method.adopt(student)
     student.to(device).train()

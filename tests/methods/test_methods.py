@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from kdcache.errors import ConfigError
-from kdcache.methods import Batch, available_methods, get_method
+from kdcache.methods import Batch, TeacherSide, available_methods, get_method
 from kdcache.methods._heads import simreg_head, two_layer_head
 from kdcache.settings import parse
 
@@ -22,6 +22,10 @@ class TinyStudent(nn.Module):
 
     def forward(self, images):
         return self.layer(images.flatten(1).float() / 255 - 0.5)
+
+
+def teachers_for(needs) -> list[TeacherSide]:
+    return [TeacherSide(TARGET)] if needs.target else []
 
 
 def make_batch(needs) -> Batch:
@@ -41,7 +45,7 @@ def ready(request):
     config = cls.Config()
     needs = cls.needs(config)
     student = TinyStudent()
-    method = cls(config, student_dim=WIDTH, target_dim=TARGET if needs.target else 0)
+    method = cls(config, student_dim=WIDTH, teachers=teachers_for(needs))
     method.adopt(student)
     return method, student, make_batch(needs)
 
@@ -80,7 +84,9 @@ def test_state_goes_through_a_checkpoint(ready, tmp_path):
     torch.save(method.state_dict(), tmp_path / "method.pt")
     kept = torch.load(tmp_path / "method.pt", weights_only=True)
     other = type(method)(
-        type(method).Config(), student_dim=WIDTH, target_dim=TARGET if batch.targets else 0
+        type(method).Config(),
+        student_dim=WIDTH,
+        teachers=teachers_for(type(method).needs(method.config)),
     )
     other.adopt(TinyStudent())
     other.load_state_dict(kept)
@@ -104,7 +110,7 @@ def test_source_is_cited(ready):
 
 def test_simreg_equals_two_minus_two_cosines_row_by_row():
     method = get_method("simreg")(
-        get_method("simreg").Config(), student_dim=WIDTH, target_dim=TARGET
+        get_method("simreg").Config(), student_dim=WIDTH, teachers=[TeacherSide(TARGET)]
     )
     method = method.double()
     student, target = TinyStudent().double(), torch.randn(BATCH, TARGET, dtype=torch.float64) * 5
@@ -143,7 +149,9 @@ def test_simreg_head_has_its_linear_junction_and_the_papers_size():
 
 
 def test_seed_head_is_as_wide_as_the_students_feature():
-    method = get_method("seed")(get_method("seed").Config(), student_dim=512, target_dim=128)
+    method = get_method("seed")(
+        get_method("seed").Config(), student_dim=512, teachers=[TeacherSide(128)]
+    )
     shapes = [tuple(p.shape) for p in method.head.parameters()]
     assert shapes == [(512, 512), (512,), (128, 512), (128,)]
     assert not any(isinstance(m, nn.BatchNorm1d) for m in two_layer_head(4, 4, 4))

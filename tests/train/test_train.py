@@ -87,7 +87,7 @@ def test_loss_falls(tiny_images, cache_path, tmp_path):
 
 def test_first_step_is_what_a_plain_script_computes(tiny_images, cache_path, tmp_path):
     """SimReg's loss of the first batch, from pixels and targets that are looked up by hand."""
-    from kdcache.methods import get_method
+    from kdcache.methods import TeacherSide, get_method
     from kdcache.students import build_student
     from kdcache.targets import permutation
     from kdcache.views import ViewMaker, get_policy, get_renderer
@@ -101,7 +101,8 @@ def test_first_step_is_what_a_plain_script_computes(tiny_images, cache_path, tmp
     torch.manual_seed(0)
     student = build_student("test_resnet", image_size=32)
     method = get_method("simreg")
-    head = method(method.Config(), student_dim=student.feature_dim, target_dim=target.shape[1]).head
+    teachers = [TeacherSide(target.shape[1])]
+    head = method(method.Config(), student_dim=student.feature_dim, teachers=teachers).head
     prediction = torch.nn.functional.normalize(head(student(pixels)), dim=1)
     expected = (prediction - torch.nn.functional.normalize(target, dim=1)).square().sum(1).mean()
     assert read_metrics(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
