@@ -21,12 +21,15 @@ DataOption = Annotated[
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cuda, cuda:1, cpu ... [default: a GPU if there is one]"),
+    typer.Option("--device", help="cuda, cuda:1, cpu ...", show_default="a GPU if there is one"),
 ]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--workers", min=0, help="Processes that render views. [default: one a core, at most 16]"
+        "--workers",
+        min=0,
+        help="Processes that render views.",
+        show_default="one a core, at most 16",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -61,3 +64,8 @@ def num_workers(wanted: int | None) -> int:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return wanted if wanted is not None else min(cores or 1, 16)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no result."""
+    typer.echo(f"note: {text}", err=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ._options import DeviceOption, WorkersOption, num_workers, open_device
+from ._options import DeviceOption, WorkersOption, num_workers, open_device, say
 
 
 def demo(
@@ -28,6 +28,7 @@ def demo(
         device=open_device(device),
         workers=num_workers(workers),
         bar=progress_bar,
+        tell=say,
     )
     for line in result.lines(out):
         typer.echo(line)

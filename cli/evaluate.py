@@ -37,10 +37,10 @@ def evaluate(
     ] = "center",
     weights: Annotated[Path | None, typer.Option(help="Of timm:MODEL.")] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=8, help="Side in pixels. [default: the network's own]")
+        int | None, typer.Option(min=8, help="Side in pixels.", show_default="the network's own")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="val or test. [default: val if there is one]")
+        str | None, typer.Option(help="val or test.", show_default="val if there is one")
     ] = None,
     references: Annotated[
         bool, typer.Option("--references", help="Chance, pixels, an untrained network beside it.")

@@ -19,19 +19,21 @@ def extract(
     ],
     weights: Annotated[
         Path | None,
-        typer.Option(help="Checkpoint: .safetensors, .pth, .pt, .pth.tar. [default: timm's own]"),
+        typer.Option(
+            help="Checkpoint: .safetensors, .pth, .pt, .pth.tar.", show_default="timm's own"
+        ),
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
     policy: Annotated[str, typer.Option(help="How views are drawn: `kdcache policies`.")] = "weak",
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the views.")] = 0,
     image_size: Annotated[
         int | None,
-        typer.Option(min=8, help="Side of the views in pixels. [default: the teacher's]"),
+        typer.Option(min=8, help="Side of the views in pixels.", show_default="the teacher's"),
     ] = None,
     arrays: Annotated[
         str | None,
         typer.Option(
-            help="feature, embedding or both by a comma. [default: all the teacher gives]"
+            help="feature, embedding or both by a comma.", show_default="all the teacher gives"
         ),
     ] = None,
     dtype: Annotated[

@@ -30,12 +30,15 @@ def info(
 
 
 def _about(cache: "Cache") -> dict[str, Any]:
-    recipe = cache.recipe
+    from kdcache.store import describe_graph, describe_head
+
+    recipe, origin, graph = cache.recipe, cache.head_origin(), cache.neighbours()
     teacher, views = recipe["teacher"], recipe["views"]
     arrays = [f"{s.name} {s.dtype}[{cache.num_rows}, {cache.num_views}, {s.dim}]"
               for s in cache.arrays.values()]  # fmt: skip
     return {
         "identity": cache.identity,
+        "grown from": ", ".join(cache.lineage[1:]) or "nothing",
         "teacher": f"{teacher['name']} at {teacher['image_size']} px, {recipe['precision']}",
         "weights": f"{teacher['weights']['source']}, sha256 {teacher['weights']['sha256']}",
         "licence": teacher.get("licence") or "not known",
@@ -45,6 +48,7 @@ def _about(cache: "Cache") -> dict[str, Any]:
         "views": f"{cache.num_views} of `{views['policy']['name']}` version "
         f"{views['policy']['version']}, seed {views['seed']}, renderer {views['renderer']['id']}",
         "arrays": "; ".join(arrays),
-        "head": "yes" if cache.head() is not None else "none",
+        "head": "none" if origin is None else describe_head(origin),
+        "neighbours": "none" if graph is None else describe_graph(graph.attributes),
         "size": f"{sum(f.num_bytes for f in cache.manifest.files.values()) / 1e6:,.1f} MB",
     }

@@ -9,7 +9,7 @@ import typer
 from kdcache import __version__
 from kdcache.errors import KdcacheError
 
-from . import demo, evaluate, extract, info, shelves, train, verify
+from . import demo, evaluate, extract, head, info, neighbours, shelves, train, verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,6 +31,8 @@ def kdcache(
 
 
 app.command("extract")(extract.extract)
+app.command("head")(head.head)
+app.command("neighbours")(neighbours.neighbours)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("info")(info.info)
@@ -38,6 +40,8 @@ app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 app.command("methods")(shelves.methods)
 app.command("policies")(shelves.policies)
+app.command("published")(shelves.published)
+app.command("students")(shelves.students)
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""`kdcache methods` and `kdcache policies`: what there is."""
+"""`kdcache methods`, `policies`, `students` and `published`: what there is."""
+
+from typing import Annotated
 
 import typer
 
@@ -21,5 +23,37 @@ def policies() -> None:
 
     for name in available_policies():
         policy = get_policy(name).to_dict()
-        numbers = ", ".join(f"{k} {v}" for k, v in policy.items() if k != "name")
+        small = policy.pop("small", {})
+        table = policy | {f"small.{key}": value for key, value in small.items()}
+        numbers = ", ".join(f"{k} {v}" for k, v in table.items() if k != "name")
         typer.echo(f"{name:10} {numbers}")
+
+
+def students() -> None:
+    """The papers' students, one a line: width, parameters, what the feature is."""
+    from kdcache.students import PAPER_STUDENTS, build_student
+
+    for name, feature in PAPER_STUDENTS.items():
+        student = build_student(name, image_size=224)
+        parameters = sum(weight.numel() for weight in student.parameters())
+        typer.echo(f"{name:22} {student.feature_dim:5} {parameters:11,}  {feature}")
+    typer.echo(
+        "any other model of timm, found by `python -c 'import timm; print(timm.list_models())'`"
+    )
+
+
+def published(
+    method: Annotated[str | None, typer.Option(help="Of this method only.")] = None,
+    student: Annotated[str | None, typer.Option(help="Of this student only: timm's name.")] = None,
+) -> None:
+    """Figures that others report, in % on ImageNet-1k, and where each was read.
+
+    None of them was measured here. UNVERIFIED ones are recalled: look them up before citing them.
+    """
+    from kdcache.published import published as figures
+
+    for figure in figures(method, student):
+        mark = "" if figure.verified else "UNVERIFIED  "
+        preset = f"preset {figure.preset}; " if figure.preset else ""
+        note = f" ({figure.note})" if figure.note else ""
+        typer.echo(f"{figure.value:5.2f}  {figure.key}  {mark}[{preset}{figure.source}]{note}")

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ._options import DataOption, DeviceOption, WorkersOption, num_workers, open_device
+from kdcache.errors import ConfigError
+
+from ._options import DataOption, DeviceOption, WorkersOption, num_workers, open_device, say
 
 
 def train(
@@ -17,7 +19,11 @@ def train(
         str | None, typer.Option(help="What is asked of the student: `kdcache methods`.")
     ] = None,
     cache: Annotated[
-        Path | None, typer.Option(help="What the teacher said: made by `kdcache extract`.")
+        list[Path] | None,
+        typer.Option(
+            help="What the teacher said: made by `kdcache extract`; several teachers by repeating "
+            "it, for a method that takes them."
+        ),
     ] = None,
     student: Annotated[str | None, typer.Option(help="A timm model, such as resnet18.")] = None,
     config: Annotated[Path | None, typer.Option(help="A recipe: see configs/.")] = None,
@@ -25,31 +31,52 @@ def train(
         list[str] | None,
         typer.Option("--set", help="table.key=value, such as train.epochs=20; may be repeated."),
     ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online", help="Ask the teacher of the cache anew on the same views: the control."
+        ),
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="With --online: the teacher's checkpoint.", show_default="timm's"),
+    ] = None,
     device: DeviceOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Train a student from a cache; the method's own settings are its paper's.
 
-    Run the same command again after any interruption: it goes on where it stopped.
+    Run the same command again after any interruption: it goes on where it stopped. For several
+    processes: `torchrun --nproc-per-node N -m kdcache_cli train ...`, with the same results.
     """
+    from kdcache import distributed
     from kdcache.images import open_images
     from kdcache.progress import progress_bar
     from kdcache.recipe import load_recipe
     from kdcache.store import open_cache
-    from kdcache.train import run_training
+    from kdcache.train import Online, run_training
 
+    if weights is not None and not online:
+        raise ConfigError(
+            f"--weights `{weights}` is given, but the teacher is not asked again",
+            hint="add --online, or leave --weights out: the cache holds what the teacher said",
+        )
     recipe = load_recipe(config, method=method, student=student, overrides=override or ())
-    outcome = run_training(
-        recipe,
-        open_images(data),
-        out,
-        cache=open_cache(cache) if cache is not None else None,
-        device=open_device(device),
-        workers=num_workers(workers),
-        bar=progress_bar,
-    )
-    for note in outcome.notes:
-        typer.echo(f"note: {note}", err=True)
+    place = distributed.local_device(open_device(device))
+    with distributed.process_group(place):
+        outcome = run_training(
+            recipe,
+            open_images(data),
+            out,
+            caches=[open_cache(path) for path in cache or ()],
+            online=Online(weights) if online else None,
+            device=place,
+            workers=num_workers(workers),
+            bar=progress_bar,
+            tell=say,
+        )
+        if not distributed.is_first():
+            return
     if outcome.student is None:
         typer.echo(
             f"stopped at step {outcome.last.get('step', 0)}; the same command goes on", err=True

@@ -21,6 +21,8 @@ from kdcache.shapes import Float
 
 Layer = dict[str, Any]
 
+_ROWS_AT_ONCE = 8192
+
 
 class ProjectionHead(nn.Sequential):
     """Features to embeddings; in eval mode batch normalisation uses its running statistics."""
@@ -40,6 +42,20 @@ class ProjectionHead(nn.Sequential):
         """The embeddings, as the last layer gives them (not normalised)."""
         embedding: Tensor = super().forward(feature)  # type: ignore[no-untyped-call]
         return embedding
+
+    @torch.no_grad()
+    def embed(
+        self, feature: Float[Tensor, "N F"], *, device: torch.device | None = None
+    ) -> Float[Tensor, "N D"]:
+        """The embeddings of many features in float32, some at a time; for a head in eval mode.
+
+        Args:
+            device: of the result, where the head is; that of the features unless given.
+        """
+        assert not self.training
+        device = device or feature.device
+        parts = [self(part.to(device).float()) for part in torch.split(feature, _ROWS_AT_ONCE)]
+        return torch.cat(parts)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Weights and running statistics in float32, named by layer: `0.weight`, `0.bias`, ..."""

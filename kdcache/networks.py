@@ -41,7 +41,7 @@ class Backbone(nn.Module):
         # Not part of the state: they are given by name, and the state keeps to timm's own keys.
         self.register_buffer("_mean", torch.tensor(mean), persistent=False)
         self.register_buffer("_std", torch.tensor(std), persistent=False)
-        self.feature_dim = self._measure()
+        self.feature_dim = self.measure(image_size)
 
     def forward(self, images: UInt8[Tensor, "B S S 3"]) -> Float[Tensor, "B F"]:
         """Features in float32, under autocast too; not L2-normalised."""
@@ -53,14 +53,18 @@ class Backbone(nn.Module):
         return feature.float()
 
     @torch.no_grad()
-    def _measure(self) -> int:
-        """The width of the feature, found by looking at one black image."""
+    def measure(self, side: int) -> int:
+        """The width of the feature of an image of this side, found by looking at a black one.
+
+        Raises:
+            ConfigError: the model cannot take such an image, or gives no vector.
+        """
+        assert isinstance(self._mean, Tensor)
         training = self.training
         self.eval()  # one image must not move the running statistics
-        with _explained(self.name, self.image_size):
-            side = self.image_size
-            black = torch.zeros((1, 3, side, side)).to(memory_format=torch.channels_last)
-            feature = self.model(black)
+        with _explained(self.name, side):
+            black = torch.zeros((1, 3, side, side), device=self._mean.device)
+            feature = self.model(black.to(memory_format=torch.channels_last))
         self.train(training)
         if not isinstance(feature, Tensor) or feature.ndim != 2:
             raise ConfigError(

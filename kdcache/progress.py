@@ -13,6 +13,9 @@ Progress = Callable[[int], None]
 Bar = Callable[..., AbstractContextManager[Progress]]
 """How progress is shown: called with a title, `total` and `unit`, as `progress_bar` is."""
 
+Tell = Callable[[str], None]
+"""Called with a sentence that the user should read while the work goes on."""
+
 _PLAIN_LINE_EVERY_S = 15.0
 
 

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from pydantic import Field
 from kdcache.errors import ConfigError
 from kdcache.methods import Method, Needs, get_method
 from kdcache.optimisation import Optimisation
-from kdcache.precision import settle
+from kdcache.precision import Wanted, settle
 from kdcache.settings import Settings, parse
 
 
@@ -36,7 +36,10 @@ class RunSettings(Settings):
     """Of the student's first weights and of the sample order."""
     policy: str | None = None
     """The policy of the views that the student sees, where it is not the method's own."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    views: int = Field(default=0, ge=0)
+    """Use only the first so many views of the cache; 0 uses all. Views that are not used change
+    nothing: a run on 10 of 50 views equals one on a cache of 10."""
+    precision: Wanted = "auto"
     """Of the student's forward and backward pass; losses and weights are float32. `auto` becomes
     bf16 on a GPU that has it and fp32 elsewhere before the run is written down."""
     clip_gradient: float = Field(default=0.0, ge=0)
@@ -134,7 +137,7 @@ def settle_precision(recipe: Recipe, device: torch.device) -> Recipe:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
-        raise ConfigError(f"no recipe at `{path}`", hint="`ls configs/` shows those that ship")
+        raise ConfigError(f"no recipe at `{path}`", hint="`ls configs/*` shows those that ship")
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -6,7 +6,9 @@ and OpenCV have, makes workers that hang now and then (seen: 7 minutes without a
 """
 
 import multiprocessing
+import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -115,6 +117,19 @@ def _as_it_is(item: Any) -> Any:
 
 def _prepare(_: int) -> None:
     """One thread, for the processes are the parallelism; Ctrl-C is the parent's to answer."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_with_parent() -> None:
+    """Leave when the process that asked for the items is gone, however it went.
+
+    torch's own watchdog looks at the parent by number, which here is the server; the server in turn
+    lives as long as its children, so a killed run would leave all of them, with their memory.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import torch
 
+from kdcache.derive import run_neighbours
 from kdcache.extract import run_extraction
-from kdcache.progress import progress_bar
+from kdcache.images import open_images
+from kdcache.methods import get_method
+from kdcache.progress import progress_bar, silent_bar
+from kdcache.recipe import Recipe, build_recipe
+from kdcache.store import open_cache
+from kdcache.train import Outcome, run_training
 
 CPU = torch.device("cpu")
 
@@ -33,6 +39,11 @@ def make_cache(data: Path, weights: Path, out: Path, **changes):
     return run_extraction(**{**settings, **changes})
 
 
+def add_graph(out: Path, k: int = 3) -> None:
+    """Give a cache the graph of its images."""
+    run_neighbours(open_cache(out), k=k, array=None, index="exact", nprobe=1, bar=silent_bar)
+
+
 def tree_of(root: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path."""
     return {
@@ -40,3 +51,33 @@ def tree_of(root: Path) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file()
     }
+
+
+def recipe_for(name: str = "simreg", /, **tables) -> Recipe:
+    """A recipe for tiny images: two epochs of six steps.
+
+    By a rule, not by name, a method's queue is short: its file alone makes it trained by tests.
+    """
+    has_queue = "queue" in get_method(name).Config.model_fields
+    settings = {
+        "method": {"name": name, **({"queue": 20} if has_queue else {})},
+        "student": {"name": "test_resnet", "image_size": 32},
+        "train": {"epochs": 2, "batch_size": 8},
+        "run": {"policy": "weak", "log_every": 1},
+    }
+    return build_recipe(
+        {table: {**own, **tables.get(table, {})} for table, own in settings.items()}
+    )
+
+
+def run(recipe: Recipe, data: Path, out: Path, *caches: Path, **options) -> Outcome:
+    """A training run; a method without a teacher is given no cache."""
+    wanted = caches if recipe.needs.target is not None else ()
+    settings = {
+        "caches": [open_cache(cache) for cache in wanted],
+        "device": CPU,
+        "workers": 0,
+        "bar": progress_bar,
+        "tell": print,
+    }
+    return run_training(recipe, open_images(data), out, **{**settings, **options})

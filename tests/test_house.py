@@ -16,11 +16,11 @@ SOURCES = [*LIBRARY, *COMMANDS]
 # A room imports from the floors below its own, and from itself; never from a neighbour.
 FLOORS = [
     {"errors", "shapes", "table", "precision"},
-    {"files", "settings", "progress", "versions", "workers", "distributed"},
+    {"files", "settings", "progress", "versions", "workers", "distributed", "nearest", "published"},
     {"heads", "optimisation", "images"},
     {"networks", "views", "store"},
     {"teachers", "students", "methods", "targets"},
-    {"extract", "recipe"},
+    {"extract", "recipe", "derive"},
     {"train", "evals"},
     {"demo"},
 ]

@@ -151,6 +151,16 @@ def test_a_size_that_a_model_cannot_take_is_refused(name, size):
         build_backbone(name, image_size=size)
 
 
+def test_another_side_can_be_tried_before_it_is_needed():
+    backbone = build_backbone("test_resnet", image_size=64).train()
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    assert backbone.measure(27) == backbone.feature_dim
+    assert backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    with pytest.raises(ConfigError, match="`test_vit` cannot take images of `69` x `69`"):
+        build_backbone("test_vit").measure(69)
+
+
 def test_weights_of_another_model_are_refused():
     other = build_backbone("test_vit").model.state_dict()
     with pytest.raises(ConfigError, match="do not fit timm model `test_resnet`"):

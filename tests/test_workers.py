@@ -3,6 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -76,3 +79,32 @@ def test_workers_start_after_threads_have_been_used():
     torch.nn.functional.conv2d(torch.randn(8, 8, 64, 64), torch.randn(8, 8, 3, 3))
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (0, 0), 5)
     assert [int(i) for i in render_ahead(Squares(), range(4), workers=2)] == [0, 1, 4, 9]
+
+
+ENDLESS = """
+import itertools, sys
+sys.path.insert(0, sys.argv[1])
+from test_workers import Squares
+from kdcache.workers import render_ahead
+for item in render_ahead(Squares(), [1] * 10**9, workers=2):
+    print(int(item), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_was_killed():
+    """None of them stays behind with its memory."""
+    command = [sys.executable, "-c", ENDLESS, os.path.dirname(__file__)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    assert child.stdout.readline() == b"1\n"
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    for _ in range(3000):
+        try:
+            os.killpg(child.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGKILL)
+    pytest.fail("processes of a killed run are still there after 30 s")

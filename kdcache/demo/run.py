@@ -29,8 +29,8 @@ from kdcache.evals import (
 from kdcache.extract import run_extraction
 from kdcache.files import write_atomic
 from kdcache.images import ImageSet, open_images
-from kdcache.methods import available_methods, get_method
-from kdcache.progress import Bar
+from kdcache.methods import get_method
+from kdcache.progress import Bar, Tell
 from kdcache.recipe import Recipe, build_recipe
 from kdcache.store import open_cache
 from kdcache.table import format_table
@@ -40,6 +40,8 @@ IMAGE_SIZE = 32
 TEACHER = "resnet10t"
 STUDENT = "test_efficientnet"
 NUM_VIEWS = 4
+METHODS = ("moco", "seed", "disco", "simreg", "retro")
+"""The student alone, and the four papers; `kdcache methods` lists their kin."""
 
 _SCHEDULE = {"lr_per_256": False, "warmup_epochs": 1, "per_step": True, "first_epoch": 0}
 _TEACHER_TRAIN = {**_SCHEDULE, "epochs": 14, "batch_size": 128, "lr": 0.1}
@@ -47,9 +49,11 @@ _STUDENT_TRAIN = {**_SCHEDULE, "epochs": 16, "batch_size": 64}
 # What differs from a method's own settings: 3,200 images and 800 steps want a shorter queue, a
 # faster slow copy and larger steps than a million images and 100 epochs.
 _SETTINGS: dict[str, tuple[dict[str, Any], float]] = {
-    "moco": ({"queue": 2048, "momentum": 0.99}, 0.2),
+    "moco": ({"queue": 1024, "momentum": 0.99}, 0.2),
     "seed": ({"queue": 2048, "teacher_temperature": 0.02}, 0.2),
+    "disco": ({"queue": 1024, "momentum": 0.99}, 0.2),
     "simreg": ({}, 0.3),
+    "retro": ({"queue": 1024, "momentum": 0.99}, 0.2),
 }
 
 
@@ -87,7 +91,9 @@ class Result:
         ]
 
 
-def run_demo(folder: Path, *, seed: int, device: torch.device, workers: int, bar: Bar) -> Result:
+def run_demo(
+    folder: Path, *, seed: int, device: torch.device, workers: int, bar: Bar, tell: Tell
+) -> Result:
     """Run all of it in `folder`; what is there from an earlier run is used.
 
     Raises:
@@ -97,12 +103,12 @@ def run_demo(folder: Path, *, seed: int, device: torch.device, workers: int, bar
     with _timed(result, "cut patches"):
         cut_patches(folder / "images", seed=seed)
     images = open_images(folder / "images" / "train")
-    place = _Place(folder, images, device, workers, bar, seed)
+    place = _Place(folder, images, device, workers, bar, tell, seed)
 
     with _timed(result, f"teach the teacher ({TEACHER})"):
         weights = _make_teacher(place)
     students = {}
-    for name in available_methods():
+    for name in METHODS:
         method = get_method(name)
         cache = None
         if _recipe(name, seed).needs.target is not None:
@@ -124,6 +130,7 @@ class _Place:
     device: torch.device
     workers: int
     bar: Bar
+    tell: Tell
     seed: int
 
 
@@ -142,8 +149,8 @@ def _timed(result: Result, step: str) -> Iterator[None]:
 
 
 def _recipe(method: str, seed: int) -> Recipe:
-    """A student's recipe; a method without settings for the demo keeps its own rate."""
-    config, lr = _SETTINGS.get(method, ({}, get_method(method).optimisation.lr))
+    """A student's recipe."""
+    config, lr = _SETTINGS[method]
     return build_recipe(
         {
             "method": {"name": method, **config},
@@ -158,7 +165,7 @@ def _make_teacher(place: _Place) -> Path:
     """Pretrain the teacher by MoCo v2, and write its weights as MoCo's checkpoints have them."""
     recipe = build_recipe(
         {
-            "method": {"name": "moco", "queue": 1024, "momentum": 0.99},
+            "method": {"name": "moco", **_SETTINGS["moco"][0]},
             "student": {"name": TEACHER, "image_size": IMAGE_SIZE},
             "train": _TEACHER_TRAIN,
             "run": {"seed": place.seed, "precision": "fp32"},
@@ -184,10 +191,11 @@ def _train(place: _Place, recipe: Recipe, run: Path, cache: Path | None) -> None
         recipe,
         place.images,
         run,
-        cache=open_cache(cache) if cache is not None else None,
+        caches=[open_cache(cache)] if cache is not None else [],
         device=place.device,
         workers=place.workers,
         bar=place.bar,
+        tell=place.tell,
     )
     if not outcome.finished:
         raise KeyboardInterrupt  # a signal stopped it; what is done is kept

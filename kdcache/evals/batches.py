@@ -46,7 +46,7 @@ class _Views:
         rows = self._order[item * self._batch_size : (item + 1) * self._batch_size]
         made = self._maker.make(rows, np.array([self._view]))
         readable = np.array([row not in made.unreadable for row in rows.tolist()], dtype=bool)
-        pixels = torch.from_numpy(made.pixels[:, 0][readable])
+        pixels = torch.from_numpy(made.pixels[0][readable])
         return Batch(rows[readable], pixels, dict(made.unreadable))
 
 

@@ -10,24 +10,20 @@ exp(cos / 0.07)). The two give different figures and must not be compared.
 Shapes: G gallery, Q queries, K neighbours, F feature.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal
 
-import faiss
 import numpy as np
-import torch
 
 from kdcache.errors import ConfigError
 from kdcache.evals.features import Features, check_comparable
 from kdcache.evals.result import Score, top_k_percent
+from kdcache.nearest import search
 from kdcache.shapes import Float, Int
 
 Vote = Literal["plain", "weighted"]
 
 _QUERIES_AT_ONCE = 4096
-_GPU_MAX_NEIGHBOURS = 2048  # faiss::gpu::GPU_MAX_SELECTION_K
-_GPU_TILE_BYTES = 1 << 30
 
 
 def knn_accuracy(
@@ -52,7 +48,7 @@ def knn_accuracy(
     num_right = dict.fromkeys(ks, 0)
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        similarity, neighbours = _search(_unit(queries.values[part]), base, most)
+        similarity, neighbours = search(_unit(queries.values[part]), base, most)
         labels = gallery.labels[neighbours]
         for k in num_right:
             chosen = _elect(
@@ -99,44 +95,6 @@ def _largest(ks: Sequence[int], num_gallery: int) -> int:
 def _unit(values: Float[np.ndarray, "N F"]) -> Float[np.ndarray, "N F"]:
     norms = np.linalg.norm(values, axis=1, keepdims=True)
     return np.ascontiguousarray(values / np.maximum(norms, 1e-12), dtype=np.float32)
-
-
-def _search(
-    queries: Float[np.ndarray, "Q F"], gallery: Float[np.ndarray, "G F"], k: int
-) -> tuple[Float[np.ndarray, "Q K"], Int[np.ndarray, "Q K"]]:
-    """Cosines and gallery rows of the exact k nearest, the nearest first."""
-    if _gpu_can(k):
-        similarity, rows = faiss.knn_gpu(
-            faiss.StandardGpuResources(),
-            queries,
-            gallery,
-            k,
-            metric=faiss.METRIC_INNER_PRODUCT,
-            vectorsMemoryLimit=_GPU_TILE_BYTES,
-            queriesMemoryLimit=_GPU_TILE_BYTES,
-        )
-    else:
-        with _always_blas():
-            similarity, rows = faiss.knn(queries, gallery, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return similarity, rows
-
-
-def _gpu_can(k: int) -> bool:
-    # knn_gpu without a GPU aborts the process instead of raising, so both libraries are asked.
-    there = faiss.get_num_gpus() > 0 and torch.cuda.is_available()
-    return there and k <= _GPU_MAX_NEIGHBOURS
-
-
-@contextmanager
-def _always_blas() -> Iterator[None]:
-    # By default FAISS 1.15 scans without BLAS when queries * F < 128,000, which is 7 times slower
-    # (measured: 65,536 x 128, 256 queries, 2-core EPYC). The setting is global: give it back.
-    before = faiss.cvar.distance_compute_blas_threshold
-    faiss.cvar.distance_compute_blas_threshold = 1
-    try:
-        yield
-    finally:
-        faiss.cvar.distance_compute_blas_threshold = before
 
 
 def _elect(

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
 from kdcache.shapes import Float, UInt8
-from kdcache.students import build_student, load_student
+from kdcache.students import STUDENT_FILE, build_student, load_student
 from kdcache.teachers import Teacher, load_teacher
-
-STUDENT = "student.safetensors"
-"""The name under which a run keeps its student."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +56,12 @@ def open_subject(
         return _untrained(model, image_size or 224, seed)
     path = Path(target)
     if path.is_dir():
-        if not (path / STUDENT).exists():
+        if not (path / STUDENT_FILE).exists():
             raise ConfigError(
-                f"`{target}` holds no `{STUDENT}`: it is no run, or one that is not finished",
+                f"`{target}` holds no `{STUDENT_FILE}`: it is no run, or one that is not finished",
                 hint="run its `kdcache train` command again: it goes on where it stopped",
             )
-        path = path / STUDENT
+        path = path / STUDENT_FILE
     if path.is_file():
         _refuse_options(target, weights=weights, image_size=image_size)
         student = load_student(path)

@@ -49,9 +49,14 @@ class _Rendered(NamedTuple):
     piece: int
     offset: int
     """Rows of the piece before these."""
-    pixels: UInt8[Tensor, "R V S S 3"]
+    pixels: list[UInt8[Tensor, "R _ _ _ 3"]]
+    """The views of each side together, as in the job's `views_by_side`."""
     unreadable: dict[int, str]
     witnesses: list[Witness]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.pixels[0])
 
 
 def extract(
@@ -84,10 +89,9 @@ def extract(
         started = time.monotonic()
         piece.add(rendered, _see(job, rendered.pixels, device))
         report.teacher_s += time.monotonic() - started
-        num_rows = len(writer.piece_rows(rendered.piece))
-        progress(len(rendered.pixels))
-        report.views += len(rendered.pixels) * job.num_views
-        if rendered.offset + len(rendered.pixels) == num_rows:
+        progress(rendered.num_rows)
+        report.views += rendered.num_rows * job.num_views
+        if rendered.offset + rendered.num_rows == len(writer.piece_rows(rendered.piece)):
             started = time.monotonic()
             piece.commit(writer, rendered.piece)
             report.writing_s += time.monotonic() - started
@@ -121,21 +125,22 @@ class _Piece:
 
 
 def _see(
-    job: Job, pixels: UInt8[Tensor, "R V S S 3"], device: torch.device
-) -> dict[str, Float[np.ndarray, "R V D"]]:
-    """What the teacher says of these views, in float32."""
-    rows, views = pixels.shape[:2]
-    features, embeddings = [], []
+    job: Job, pixels: list[UInt8[Tensor, "R _ _ _ 3"]], device: torch.device
+) -> dict[str, Float[np.ndarray, "R V _"]]:
+    """What the teacher says of these views, in float32 and in the order of the view indices."""
+    groups: dict[str, list[Tensor]] = {"feature": [], "embedding": []}
     with torch.inference_mode(), autocast(job.precision, device):
-        for images in torch.split(pixels.flatten(0, 1), job.batch_size):
-            feature, embedding = job.teacher(images.to(device, non_blocking=True))
-            features.append(feature.float())
-            if embedding is not None:
-                embeddings.append(embedding.float())
-    seen = {"feature": features, "embedding": embeddings}
+        for views in pixels:
+            batches = torch.split(views.flatten(0, 1), job.batch_size)
+            said = [job.teacher(images.to(device, non_blocking=True)) for images in batches]
+            for name, parts in zip(groups, zip(*said, strict=True), strict=True):
+                if parts[0] is not None:
+                    whole = torch.cat(parts).float()
+                    groups[name].append(whole.reshape(*views.shape[:2], -1))
+    order = np.argsort(np.concatenate(job.views_by_side))
     return {
-        name: torch.cat(parts).reshape(rows, views, -1).cpu().numpy()
-        for name, parts in seen.items()
+        name: np.take(torch.cat(parts, dim=1).cpu().numpy(), order, axis=1)
+        for name, parts in groups.items()
         if parts
     }
 
@@ -147,7 +152,9 @@ class _PieceImages:
         self._maker = job.maker
         self._views = job.views
         self._num_rows = len(job.images)
-        rows_at_once = max(1, job.batch_size // job.num_views)
+        self._groups = job.views_by_side
+        # Full batches of every side, those of the fewest views too.
+        rows_at_once = max(1, job.batch_size // min(map(len, self._groups)))
         self._parts = [
             (piece, start - rows.start, range(start, min(start + rows_at_once, rows.stop)))
             for piece in missing
@@ -163,7 +170,10 @@ class _PieceImages:
         rows = np.array(part)
         witness = witness_mask(rows, self._views, self._num_rows, len(self._views))
         made = self._maker.make(rows, self._views, witness)
-        pixels = torch.from_numpy(made.pixels)
+        pixels = [
+            torch.from_numpy(np.stack([made.pixels[view] for view in group], axis=1))
+            for group in self._groups
+        ]
         return _Rendered(piece, offset, pixels, made.unreadable, made.witnesses)
 
 

@@ -38,6 +38,15 @@ class Job:
         return np.arange(self.num_views)
 
     @property
+    def views_by_side(self) -> list[Int64[np.ndarray, " _"]]:
+        """The view indices in groups of one side in pixels, which the teacher can see at once."""
+        groups: dict[int, list[int]] = {}
+        for view in range(self.num_views):
+            side = self.policy.side(view, self.teacher.image_size)
+            groups.setdefault(side, []).append(view)
+        return [np.array(group) for group in groups.values()]
+
+    @property
     def maker(self) -> ViewMaker:
         """Renders the views as the teacher is to see them."""
         return ViewMaker(

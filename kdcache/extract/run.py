@@ -8,16 +8,16 @@ from typing import Literal
 
 import torch
 
-from kdcache.errors import CacheMismatch, DataError
+from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
 from kdcache.extract.engine import Report, extract
 from kdcache.extract.job import Job, describe
-from kdcache.images import ImageIndex, ImageSet, index_images, open_images
-from kdcache.precision import settle
+from kdcache.images import ImageIndex, ImageSet, index_images, open_images, refuse_suspects
+from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
 from kdcache.store import CacheWriter, RowIndex, create_cache, open_cache
-from kdcache.teachers import load_teacher
+from kdcache.teachers import Teacher, load_teacher
 from kdcache.versions import library_versions
-from kdcache.views import get_policy, get_renderer
+from kdcache.views import Policy, get_policy, get_renderer
 
 RENDERER = "r0"
 
@@ -75,7 +75,7 @@ def run_extraction(
     image_size: int | None,
     arrays: tuple[str, ...] | None,
     dtype: Literal["float16", "float32"],
-    precision: Literal["auto", "fp32", "bf16", "fp16"],
+    precision: Wanted,
     batch_size: int,
     skip_unreadable: bool,
     device: torch.device,
@@ -88,8 +88,10 @@ def run_extraction(
         KdcacheError: of the kind that says what to mend; what was computed before is kept.
     """
     wanted_policy = get_policy(policy)
+    _check_whole_sets(wanted_policy, num_views)
     images = open_images(data)
     loaded = load_teacher(teacher, weights=weights, image_size=image_size)
+    _check_small_crops(wanted_policy, loaded)
     started = time.monotonic()
     index = _index(images, skip_unreadable, workers, bar)
     index_s = time.monotonic() - started
@@ -127,15 +129,39 @@ def run_extraction(
     )
 
 
+def _check_whole_sets(policy: Policy, num_views: int) -> None:
+    """A method that learns from small crops needs all of a set."""
+    size = policy.views_in_set
+    if num_views % size:
+        below, above = num_views // size * size, (num_views // size + 1) * size
+        raise ConfigError(
+            f"`{policy.name}` draws views in sets of {size}, a large crop and {size - 1} small "
+            f"ones; `{num_views}` views are no whole number of sets",
+            hint=" or ".join(f"--views {number}" for number in (below, above) if number),
+        )
+
+
+def _check_small_crops(policy: Policy, teacher: Teacher) -> None:
+    """A transformer may be tied to images of one size."""
+    size = teacher.image_size
+    for side in {policy.side(view, size) for view in range(policy.views_in_set)} - {size}:
+        try:
+            teacher.backbone.measure(side)
+        except ConfigError as error:
+            raise TeacherError(
+                f"the small crops of `{policy.name}` are not for this teacher: {error}",
+                hint="choose a teacher that takes images of any size, such as timm:resnet50, or "
+                "views of one size: --policy swav",
+            ) from error
+
+
 def _index(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> ImageIndex:
     with bar("index", total=len(images), unit="images") as progress:
         index = index_images(images, threads=max(1, workers), progress=progress)
-    suspects = index.suspects
-    if suspects and (not skip_unreadable or len(suspects) == len(images)):
-        row = min(suspects)
-        raise DataError(
-            f"{len(suspects):,} of {len(images):,} files are no images, the first is "
-            f"`{images.paths[row]}`: {suspects[row]}",
+    if not skip_unreadable or len(index.suspects) == len(images):
+        refuse_suspects(
+            images,
+            index,
             hint="take them out of the folder, or record them as unreadable: --skip-unreadable",
         )
     return index

@@ -2,7 +2,13 @@
 
 from kdcache.images.decoding import MAX_PIXELS, Unreadable, decode, decoder_description
 from kdcache.images.image_set import ImageSet
-from kdcache.images.index import ImageIndex, dataset_fingerprint, image_id, index_images
+from kdcache.images.index import (
+    ImageIndex,
+    dataset_fingerprint,
+    image_id,
+    index_images,
+    refuse_suspects,
+)
 from kdcache.images.sources import open_images
 
 __all__ = [
@@ -16,4 +22,5 @@ __all__ = [
     "image_id",
     "index_images",
     "open_images",
+    "refuse_suspects",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kdcache.errors import DataError
 from kdcache.images.formats import why_no_image
 from kdcache.images.image_set import ImageSet
 from kdcache.progress import Progress, silent
@@ -87,3 +88,18 @@ def dataset_fingerprint(images: ImageSet, index: ImageIndex) -> str:
             digest.update(b"%d:" % len(part))
             digest.update(part)
     return digest.hexdigest()
+
+
+def refuse_suspects(images: ImageSet, index: ImageIndex, *, hint: str) -> None:
+    """Say which files are no images, before anything is computed.
+
+    Raises:
+        DataError: there are such files.
+    """
+    if index.suspects:
+        row = min(index.suspects)
+        raise DataError(
+            f"{len(index.suspects):,} of {len(images):,} files are no images, the first is "
+            f"`{images.paths[row]}`: {index.suspects[row]}",
+            hint=hint,
+        )

@@ -11,7 +11,7 @@ Shapes: B batch, S size, D target, K negatives, E slots left out.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -39,10 +39,21 @@ class Needs:
     """Length of the queue of teacher targets; `all`: every row of the cache; 0: none."""
     queue_view: int = 0
     """Which of the step's views the queue holds the targets of."""
+    second_queue_view: int | None = None
+    """The same for a second queue of the same samples, slot by slot; None: there is none."""
     mask_own: bool = True
     """Whether the queue's other views of an image are hidden from that image."""
+    own_keys: int = 0
+    """Length of a queue of the student's own keys, in which nothing is masked: at most half of the
+    images, or it holds the very images that it is compared with."""
     center: bool = False
     """Whether the mean of the cache's targets is taken off each target."""
+    temperatures: tuple[float, float] | None = None
+    """The student's and the teacher's, of a method that ranks the queue: for the diagnosis."""
+    nprobe: int = 0
+    """Lists of an IVF index over the queue that a search of it opens; 0: no index is kept."""
+    own_column: bool = True
+    """Whether that ranking has a column for the image's own target; for the diagnosis."""
     head: bool = False
     """Whether it works with the teacher's projection head itself."""
     several: bool = False
@@ -74,7 +85,12 @@ class Batch:
     negatives: Float[Tensor, "K D"] | None = None
     """The queue: unit-length targets of earlier samples."""
     own_slots: Int64[Tensor, "B E"] | None = None
-    """Slots of `negatives` that show the same image; -1 pads."""
+    """Slots of the queue, or of both, that show the same image or its neighbours; -1 pads."""
+    more_negatives: Float[Tensor, "K D"] | None = None
+    """The second queue: another view of the same samples in the same slots."""
+    search: Callable[[Tensor, int], Tensor] | None = None
+    """From rows [B, D] and a count N: slots [B, N] of the queue with the rows most alike (or nearly
+    so), -1 pads; None where the method asked for no index."""
     progress: float = 0.0
     """Epochs done so far, for losses that change on the way."""
 

@@ -11,12 +11,16 @@ an attention output and is computed chunk by chunk with a running maximum.
 Shapes: B batch, D target, K negatives, E slots of a row to leave out.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdcache.shapes import Float, Int64
+
+LogSumExp = Callable[[Tensor, Tensor, float, Tensor | None], Tensor]
+"""`log_sum_exp`, or an estimate of what it gives."""
 
 _CHUNK = 8192
 """Negatives looked at in one go: the largest temporary is [B, 8192] whatever K is."""
@@ -27,7 +31,7 @@ _SMALLEST_EXPONENT = -80.0
 
 def attend(
     query: Float[Tensor, "B D"],
-    positive: Float[Tensor, "B D"],
+    positive: Float[Tensor, "B D"] | None,
     negatives: Float[Tensor, "K D"],
     temperature: float,
     own: Int64[Tensor, "B E"] | None = None,
@@ -35,15 +39,42 @@ def attend(
     """The softmax-weighted mean of [positive, negatives], and the log of the softmax's sum.
 
     Args:
+        positive: a column of each row's own, in front of the others; None leaves it out.
         own: slots of `negatives` that a row must not see, padded with -1.
     """
-    top = (query * positive).sum(1) / temperature
-    total = torch.ones_like(top)
-    mean = positive.clone()
-    for start in range(0, len(negatives), _CHUNK):
-        keys = negatives[start : start + _CHUNK]
-        logits = (query @ keys.T).div_(temperature)
-        hidden = _hidden(own, start, len(keys))
+    (mean,), log_sum = attend_to(query, negatives, [negatives], temperature, own, positive=positive)
+    return mean, log_sum
+
+
+def attend_to(
+    query: Float[Tensor, "B D"],
+    keys: Float[Tensor, "K D"],
+    values: Sequence[Float[Tensor, "K _"]],
+    temperature: float,
+    own: Int64[Tensor, "B E"] | None = None,
+    *,
+    positive: Float[Tensor, "B D"] | None = None,
+) -> tuple[list[Float[Tensor, "B _"]], Float[Tensor, " B"]]:
+    """The means of several tables under one softmax over `keys`, and the log of the softmax's sum.
+
+    A row that sees no key has means of zero and a log-sum of minus infinity.
+
+    Args:
+        own: slots of `keys` that a row must not see, padded with -1.
+        positive: a key of each row's own that is its own value; only where the keys are as well.
+    """
+    if positive is None:
+        top = query.new_full((len(query),), torch.finfo(query.dtype).min)
+        total = torch.zeros_like(top)
+        means = [query.new_zeros(len(query), table.shape[1]) for table in values]
+    else:
+        top = (query * positive).sum(1) / temperature
+        total = torch.ones_like(top)
+        means = [positive]
+    for start in range(0, len(keys), _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        logits = (query @ keys[chunk].T).div_(temperature)
+        hidden = _hidden(own, start, logits.shape[1])
         if hidden is not None:
             logits[hidden] = -torch.inf
         new_top = torch.maximum(top, logits.amax(1))
@@ -52,9 +83,29 @@ def attend(
         if hidden is not None:
             weights[hidden] = 0.0
         total = total * shrink + weights.sum(1)
-        mean = torch.addmm(mean * shrink[:, None], weights, keys)
+        means = [
+            torch.addmm(mean * shrink[:, None], weights, table[chunk])
+            for mean, table in zip(means, values, strict=True)
+        ]
         top = new_top
-    return mean / total[:, None], top + total.log()
+    # The largest term is exactly one, so a sum below one is that of no terms at all.
+    scale = total.clamp(min=1.0)[:, None]
+    return [mean / scale for mean in means], top + total.log()
+
+
+def log_sum_exp(
+    query: Float[Tensor, "B D"],
+    keys: Float[Tensor, "K D"],
+    temperature: float,
+    own: Int64[Tensor, "B E"] | None = None,
+) -> Float[Tensor, " B"]:
+    """log of the sum over the keys of exp(query . key / temperature), with a gradient to `query`.
+
+    Args:
+        own: slots of `keys` that a row must not see, padded with -1.
+    """
+    log_sum: Tensor = _LogSumExp.apply(query, keys, temperature, own)
+    return log_sum
 
 
 def soft_ranking_loss(
@@ -65,39 +116,39 @@ def soft_ranking_loss(
     student_temperature: float,
     teacher_temperature: float,
     own: Int64[Tensor, "B E"] | None = None,
+    denominator: LogSumExp = log_sum_exp,
 ) -> Float[Tensor, ""]:
     """Mean over the batch of H(teacher's ranking, student's ranking) of [teacher, negatives], nats.
 
     All rows have unit length; only `student` receives a gradient. Autocast is off in here: at a
     temperature of 0.01, similarities in bfloat16 are wrong by 0.4 nats (`queue.md` 7).
+
+    Args:
+        denominator: of the student's softmax over the negatives; exact, unless given.
     """
     with torch.autocast(student.device.type, enabled=False):
-        loss: Tensor = _SoftRanking.apply(
-            student, teacher, negatives, student_temperature, teacher_temperature, own
-        )
-    return loss
+        with torch.no_grad():
+            target, _ = attend(teacher, teacher, negatives, teacher_temperature, own)
+        others = denominator(student, negatives, student_temperature, own)
+        log_sum = torch.logaddexp(others, (student * teacher).sum(1) / student_temperature)
+        return (log_sum - (student * target).sum(1) / student_temperature).mean()
 
 
-class _SoftRanking(torch.autograd.Function):
+class _LogSumExp(torch.autograd.Function):
+    """Keeps the softmax's mean of the keys [B, D], of which its gradient is made."""
+
     @staticmethod
     def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        negatives: Tensor,
-        student_temperature: float,
-        teacher_temperature: float,
-        own: Tensor | None,
+        ctx: Any, query: Tensor, keys: Tensor, temperature: float, own: Tensor | None
     ) -> Tensor:
-        target, _ = attend(teacher, teacher, negatives, teacher_temperature, own)
-        seen, log_sum = attend(student, teacher, negatives, student_temperature, own)
-        ctx.save_for_backward((seen - target) / (student_temperature * len(student)))
-        return (log_sum - (student * target).sum(1) / student_temperature).mean()
+        mean, log_sum = attend(query, None, keys, temperature, own)
+        ctx.save_for_backward(mean.div_(temperature))
+        return log_sum
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None, None, None
+        return gradient * grads[0][:, None], None, None, None
 
 
 def _hidden(own: Tensor | None, start: int, count: int) -> tuple[Tensor, Tensor] | None:

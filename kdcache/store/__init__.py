@@ -1,8 +1,11 @@
 """The cache on disk: written piece by piece, sealed once, read at the speed of memory."""
 
+from kdcache.store.grow import grow_cache, hint_at_ancestor
+from kdcache.store.head import describe_head, head_files
 from kdcache.store.index import RowIndex
 from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec
 from kdcache.store.manifest import Manifest, Problem, check_digests
+from kdcache.store.neighbours import Neighbours, describe_graph, neighbour_files
 from kdcache.store.publish import FileDigest
 from kdcache.store.reader import Cache, open_cache, read_manifest
 from kdcache.store.writer import CacheWriter, create_cache
@@ -15,10 +18,17 @@ __all__ = [
     "CacheWriter",
     "FileDigest",
     "Manifest",
+    "Neighbours",
     "Problem",
     "RowIndex",
     "check_digests",
     "create_cache",
+    "describe_graph",
+    "describe_head",
+    "grow_cache",
+    "head_files",
+    "hint_at_ancestor",
+    "neighbour_files",
     "open_cache",
     "read_manifest",
 ]

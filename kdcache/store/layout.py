@@ -14,6 +14,9 @@ import numpy as np
 FORMAT = 1
 """The version of FORMAT.md that this code writes, and the newest that it reads."""
 
+ARRAYS = ("embedding", "feature")
+"""The names that an array of targets may have."""
+
 SHARD_BYTES = 64 << 20
 MIN_SHARD_ROWS = 1024
 MAX_SHARD_ROWS = 65_536

@@ -8,10 +8,13 @@ from pathlib import Path
 from kdcache.errors import CacheCorrupt, CacheError
 from kdcache.files import canonical_json, sha256_of
 from kdcache.progress import Progress, silent
+from kdcache.store.group import GROUP, group_is_right
 from kdcache.store.layout import FORMAT
 from kdcache.store.publish import FileDigest
 
 MANIFEST = "manifest.json"
+MANIFESTS = "manifests"
+"""The folder of the manifests that a cache had before it grew."""
 RECIPE = "recipe.json"
 
 
@@ -25,10 +28,10 @@ class Manifest:
     num_views: int
     num_readable: int
     files: Mapping[str, FileDigest]
-    """Every file but the manifest, by its path in the cache."""
+    """Every file but the manifest and the group's `zarr.json`, by its path in the cache."""
     versions: Mapping[str, str]
     parent: str | None = None
-    """The identity of the cache that this one extends."""
+    """The identity of the cache that this one has grown from."""
 
     def to_bytes(self) -> bytes:
         return canonical_json(
@@ -68,6 +71,11 @@ class Manifest:
             versions=value["versions"],
             parent=value["parent"],
         )
+
+
+def kept_manifest(identity: str) -> str:
+    """Where a cache that has grown keeps the manifest of what it was."""
+    return f"{MANIFESTS}/{identity}.json"
 
 
 def check_format(version: int) -> None:
@@ -114,7 +122,21 @@ def check_digests(path: str | Path, progress: Progress = silent) -> list[Problem
         if name not in broken and (found := sha256_of(root / name)) != promised.sha256:
             problems.append(Problem(name, f"has SHA-256 {found} instead of {promised.sha256}"))
         progress(1)
+    problems += _group_problems(root, manifest, broken={problem.file for problem in problems})
     return sorted(problems, key=lambda problem: problem.file)
+
+
+def _group_problems(root: Path, manifest: Manifest, broken: set[str]) -> list[Problem]:
+    """What is wrong with the group's `zarr.json`, which nobody promises, but its members make."""
+    if GROUP in manifest.files:  # promised, by a cache made before caches could grow
+        return []
+    if any(name.endswith("/zarr.json") for name in broken):
+        return []  # what it should be is not known
+    if not (root / GROUP).is_file():
+        return [Problem(GROUP, "is missing")]
+    if not group_is_right(root, manifest.files):
+        return [Problem(GROUP, "is not what the `zarr.json` of the members make it")]
+    return []
 
 
 def require_sizes(root: Path, manifest: Manifest) -> None:

@@ -43,12 +43,6 @@ def load_array(root: Path, name: str) -> np.ndarray:
     return values
 
 
-def load_group(root: Path, name: str) -> dict[str, np.ndarray]:
-    """Every array of a group, by name."""
-    members = sorted(path.parent.name for path in (root / name).glob("*/zarr.json"))
-    return {member: load_array(root, f"{name}/{member}") for member in members}
-
-
 def load_attributes(root: Path, name: str) -> dict[str, Any]:
     """The attributes of a group or an array."""
     attributes: dict[str, Any] = json.loads((root / name / "zarr.json").read_bytes())["attributes"]

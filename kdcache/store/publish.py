@@ -1,13 +1,14 @@
-"""Publishing: a file of a cache appears whole or not at all, once, and never changes again."""
+"""Publishing: a file of a cache appears whole or not at all; what is promised never changes."""
 
 import hashlib
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from kdcache.errors import CacheMismatch
-from kdcache.files import atomic_file, sha256_of
+from kdcache.files import atomic_file, sha256_of, sync_folder
 
 WORK = ".work"
 """The folder in a cache for what is temporary; whatever a killed process leaves, it leaves here."""
@@ -33,10 +34,7 @@ def publish(root: Path, name: str, *parts: bytes | memoryview, hint: str) -> Fil
     digest = digest_of(*parts)
     target = root / name
     if not target.exists():
-        staged = root / WORK / "staged" / f"{os.getpid()}-{secrets.token_hex(8)}"
-        with atomic_file(staged) as file:
-            for part in parts:
-                file.write(part)
+        staged = _stage(root, *parts)
         try:
             if _link(staged, target):
                 return digest
@@ -51,6 +49,12 @@ def publish(root: Path, name: str, *parts: bytes | memoryview, hint: str) -> Fil
     return digest
 
 
+def overwrite(root: Path, name: str, data: bytes) -> None:
+    """Put `data` in the place of the file `root/name`, which no manifest promises."""
+    os.replace(_stage(root, data), root / name)
+    sync_folder((root / name).parent)
+
+
 def digest_of(*parts: bytes | memoryview) -> FileDigest:
     """Size and digest of the parts, one after the other."""
     sha256 = hashlib.sha256()
@@ -59,15 +63,25 @@ def digest_of(*parts: bytes | memoryview) -> FileDigest:
     return FileDigest(sum(memoryview(part).nbytes for part in parts), sha256.hexdigest())
 
 
+def tidy(root: Path) -> None:
+    """Remove what is temporary from a finished cache; several processes may do so at once."""
+    shutil.rmtree(root / WORK, ignore_errors=True)
+
+
+def _stage(root: Path, *parts: bytes | memoryview) -> Path:
+    """Write a file that is still to get its name."""
+    staged = root / WORK / "staged" / f"{os.getpid()}-{secrets.token_hex(8)}"
+    with atomic_file(staged) as file:
+        for part in parts:
+            file.write(part)
+    return staged
+
+
 def _link(staged: Path, target: Path) -> bool:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(staged, target)
     except FileExistsError:
         return False
-    handle = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_folder(target.parent)
     return True

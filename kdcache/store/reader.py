@@ -13,9 +13,11 @@ import numpy as np
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheNotFound, CacheUnfinished, DataError
 from kdcache.shapes import Bool, Float, Int, Int32, UInt8
 from kdcache.store import plain
+from kdcache.store.group import array_names
 from kdcache.store.index import load_paths
 from kdcache.store.layout import ArraySpec
-from kdcache.store.manifest import MANIFEST, RECIPE, Manifest, check_format, require_sizes
+from kdcache.store.manifest import MANIFEST, RECIPE, Manifest, kept_manifest, require_sizes
+from kdcache.store.neighbours import NEIGHBOURS, Neighbours
 from kdcache.store.pieces import BEGUN, Pieces
 from kdcache.store.publish import digest_of
 from kdcache.store.shards import ArrayReader
@@ -24,7 +26,8 @@ from kdcache.store.shards import ArrayReader
 class Cache:
     """A finished cache, to read; made by `open_cache`.
 
-    It can be pickled and forked: the copy opens the same path, and refuses another cache there.
+    It can be pickled and forked: the copy opens the same path, and refuses another cache there
+    unless that has grown from this one.
     """
 
     def __init__(self, root: Path, manifest: Manifest, identity: str) -> None:
@@ -32,9 +35,7 @@ class Cache:
         self.manifest = manifest
         self.identity = identity
         """SHA-256 of the manifest, in hexadecimal: the name of exactly these bytes."""
-        attributes = plain.load_attributes(root, ".")["kdcache"]
-        check_format(attributes["format"])
-        self._arrays = {name: ArrayReader(root, name) for name in attributes["arrays"]}
+        self._arrays = {name: ArrayReader(root, name) for name in array_names(manifest.files)}
         self.recipe: dict[str, Any] = json.loads(_recipe(root, manifest))
 
     @property
@@ -49,6 +50,40 @@ class Cache:
     def arrays(self) -> dict[str, ArraySpec]:
         """The arrays `[N, V, D]` by name."""
         return {name: array.spec for name, array in self._arrays.items()}
+
+    @property
+    def lineage(self) -> list[str]:
+        """Its identity, that of the cache it has grown from, and so on: the youngest first."""
+        return list(self.history)
+
+    @cached_property
+    def history(self) -> dict[str, Manifest]:
+        """The manifests it has had, by identity: the youngest first."""
+        history = {self.identity: self.manifest}
+        parent = self.manifest.parent
+        while parent is not None:
+            data = (self.path / kept_manifest(parent)).read_bytes()
+            if digest_of(data).sha256 != parent:
+                raise CacheCorrupt(
+                    f"`{self.path / kept_manifest(parent)}` is not the manifest that it is named"
+                    " after",
+                    hint="fetch the cache again",
+                )
+            history[parent] = Manifest.from_bytes(data)
+            parent = history[parent].parent
+        return history
+
+    def require_descent_from(self, identity: str) -> None:
+        """Refuse to go on where another cache has taken the place of the one that was used.
+
+        Raises:
+            CacheMismatch: this cache neither is that one nor has grown from it.
+        """
+        if identity not in self.lineage:
+            raise CacheMismatch(
+                f"`{self.path}` holds the cache `{self.identity}` now, and held `{identity}`",
+                hint="a finished cache must not be replaced while it is used: start again",
+            )
 
     @cached_property
     def readable(self) -> Bool[np.ndarray, " N"]:
@@ -98,19 +133,50 @@ class Cache:
         return self._arrays[array].rows(rows, views)
 
     def head(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]] | None:
-        """The teacher's projection head, as `ProjectionHead.from_arrays` takes it."""
-        if "head/zarr.json" not in self.manifest.files:
+        """The projection head, as `ProjectionHead.from_arrays` takes it; see `head_origin`."""
+        if not self._holds("head"):
             return None
-        layers = plain.load_attributes(self.path, "head")["layers"]
-        return layers, plain.load_group(self.path, "head")
+        return plain.load_attributes(self.path, "head")["layers"], self._load_group("head")
+
+    def head_origin(self) -> dict[str, Any] | None:
+        """Where the head is from: `kind` is `teacher`, or `fitted` beside how it was made."""
+        if not self._holds("head"):
+            return None
+        origin: dict[str, Any] = plain.load_attributes(self.path, "head").get(
+            "origin", {"kind": "teacher"}
+        )
+        return origin
+
+    def neighbours(self) -> Neighbours | None:
+        """The kNN graph, if `kdcache neighbours` has added one."""
+        if not self._holds(NEIGHBOURS):
+            return None
+        return Neighbours(
+            **self._load_group(NEIGHBOURS),
+            attributes=plain.load_attributes(self.path, NEIGHBOURS),
+        )
 
     def statistics(self, array: str) -> dict[str, Float[np.ndarray, " D"]]:
         """`mean` and `variance` of each dimension, over readable rows and all views."""
-        return plain.load_group(self.path, f"statistics/{array}")
+        return self._load_group(f"statistics/{array}")
 
     def witness(self) -> dict[str, np.ndarray]:
         """What extraction kept so that views can be compared with those the teacher saw."""
-        return plain.load_group(self.path, "witness")
+        return self._load_group("witness")
+
+    def _holds(self, group: str) -> bool:
+        return f"{group}/zarr.json" in self.manifest.files
+
+    def _load_group(self, group: str) -> dict[str, np.ndarray]:
+        """Every array of a group, by name."""
+        folders = [
+            name.rpartition("/")[0] for name in self.manifest.files if name.endswith("/zarr.json")
+        ]
+        return {
+            folder.rpartition("/")[2]: plain.load_array(self.path, folder)
+            for folder in sorted(folders)
+            if folder.rpartition("/")[0] == group
+        }
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_reopen, (self.path.absolute(), self.identity))
@@ -146,11 +212,7 @@ def read_manifest(path: str | Path) -> tuple[Manifest, str]:
 
 def _reopen(path: Path, identity: str) -> Cache:
     cache = open_cache(path)
-    if cache.identity != identity:
-        raise CacheMismatch(
-            f"`{path}` holds the cache `{cache.identity}` now, and held `{identity}`",
-            hint="a finished cache must not be replaced while it is used: start again",
-        )
+    cache.require_descent_from(identity)
     return cache
 
 

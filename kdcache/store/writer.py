@@ -9,7 +9,6 @@ Format: FORMAT.md.
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from kdcache.files import canonical_json
 from kdcache.progress import Progress, silent
 from kdcache.shapes import Bool, Float
 from kdcache.store import layout, plain
+from kdcache.store.group import GROUP, make_group
+from kdcache.store.head import head_files
 from kdcache.store.index import RowIndex, index_files, load_unreadable, readable_files
 from kdcache.store.layout import ArraySpec, Grid
 from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
 from kdcache.store.moments import Moments
 from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
-from kdcache.store.publish import WORK, FileDigest, digest_of, publish
+from kdcache.store.publish import WORK, FileDigest, digest_of, publish, tidy
 
 _SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
 _SEAL_TRIES = 10  # each is lost to another process that let go of a piece meanwhile
@@ -180,7 +181,7 @@ class CacheWriter:
             small[f"statistics/{name}/zarr.json"] = plain.group_file({})
         small["statistics/zarr.json"] = plain.group_file({})
         files = {**self._first_files, **self._shard_digests(), **self._publish(small)}
-        files |= self._publish({"zarr.json": self._root_file(files)})
+        self._publish({GROUP: make_group(self.path, files)})
         manifest = Manifest(
             recipe=files[RECIPE].sha256,
             num_rows=self.num_rows,
@@ -329,22 +330,6 @@ class CacheWriter:
                     )
         return digests
 
-    def _root_file(self, files: Mapping[str, FileDigest]) -> bytes:
-        """The group's `zarr.json`, with the metadata of all members, as readers over HTTP need."""
-        members = sorted(name for name in files if name.endswith("/zarr.json"))
-        root: dict[str, Any] = json.loads(
-            plain.group_file({"kdcache": {"format": layout.FORMAT, "arrays": sorted(self._grids)}})
-        )
-        root["consolidated_metadata"] = {
-            "kind": "inline",
-            "must_understand": False,
-            "metadata": {
-                name.removesuffix("/zarr.json"): json.loads((self.path / name).read_bytes())
-                for name in members
-            },
-        }
-        return canonical_json(root)
-
 
 def create_cache(
     path: str | Path,
@@ -375,6 +360,7 @@ def create_cache(
     assert len(index.image_ids) == len(index.labels) == num_rows
     grids = {spec.name: Grid.of(spec, num_rows, num_views) for spec in arrays}
     assert len(grids) == len(arrays) > 0
+    assert grids.keys() <= set(layout.ARRAYS)
     files = {RECIPE: canonical_json(dict(recipe)), BEGUN: _begun(num_rows, num_views, made_with)}
     if _is_finished(root, files[RECIPE]):
         tidy(root)
@@ -383,15 +369,10 @@ def create_cache(
     (root / WORK).mkdir(parents=True, exist_ok=True)
     for name, grid in grids.items():
         files[f"{name}/zarr.json"] = canonical_json(grid.metadata())
-    files |= index_files(index) | _head_files(head)
+    files |= index_files(index) | (head_files(*head) if head is not None else {})
     digests = {name: publish(root, name, data, hint=OTHER_OUT) for name, data in files.items()}
     del digests[BEGUN]
     return CacheWriter(root, grids, index, digests, made_with)
-
-
-def tidy(root: Path) -> None:
-    """Remove what is temporary from a finished cache; several processes may do so at once."""
-    shutil.rmtree(root / WORK, ignore_errors=True)
 
 
 def _is_finished(root: Path, recipe: bytes) -> bool:
@@ -452,18 +433,6 @@ def _check_begun(root: Path, begun: bytes) -> None:
         f"`{root}` was begun otherwise: {'; '.join(changes)}",
         hint="go on with the versions and settings it was begun with, or choose another --out",
     )
-
-
-def _head_files(
-    head: tuple[list[dict[str, Any]], Mapping[str, np.ndarray]] | None,
-) -> dict[str, bytes]:
-    if head is None:
-        return {}
-    layers, arrays = head
-    files = {"head/zarr.json": plain.group_file({"layers": layers})}
-    for name, values in arrays.items():
-        files |= plain.array_files(f"head/{name}", values)
-    return files
 
 
 def _witness_files(notes: Sequence[Note]) -> dict[str, bytes]:

@@ -20,6 +20,9 @@ from kdcache.errors import ConfigError
 from kdcache.files import write_atomic
 from kdcache.networks import Backbone, Rgb, build_backbone
 
+STUDENT_FILE = "student.safetensors"
+"""The name under which a run keeps its student."""
+
 _ENTRY = "kdcache"
 
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdcache.shapes import Int64
+from kdcache.shapes import Int64, UInt64
 from kdcache.views import philox4x32
 
 # A constant in the last counter word keeps these draws apart from those of view parameters, whose
 # last word is a small block number.
 _ORDER_BLOCK = 0x4F524452
+_NEIGHBOUR_BLOCK = 0x4E454947
 
 
 def permutation(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray, " N"]:
@@ -24,12 +25,41 @@ def permutation(num_samples: int, *, seed: int, epoch: int) -> Int64[np.ndarray,
     Args:
         epoch: may be negative; those before the first fill a queue that starts full.
     """
-    counter = np.zeros((num_samples, 4), np.uint32)
-    counter[:, 0] = np.arange(num_samples, dtype=np.uint32)
-    counter[:, 1] = epoch & 0xFFFFFFFF
-    counter[:, 3] = _ORDER_BLOCK
-    words = philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)).astype(np.uint64)
+    words = _words(np.arange(num_samples), seed, epoch, _ORDER_BLOCK)
     return np.argsort((words[:, 1] << np.uint64(32)) | words[:, 0], kind="stable")
+
+
+def pick_neighbours(
+    graph: Int64[np.ndarray, "N K"],
+    samples: Int64[np.ndarray, " B"],
+    *,
+    count: int,
+    seed: int,
+    epoch: int,
+) -> Int64[np.ndarray, "B C"]:
+    """`count` different neighbours of each sample, drawn anew each epoch; a Philox function too.
+
+    Args:
+        graph: the samples next to each sample, nearest first; -1 pads. A sample that has fewer
+            than `count` gets some of them again, and one that has none gets itself.
+    """
+    near = graph[samples]
+    num = (near >= 0).sum(1)
+    first = _words(samples, seed, epoch, _NEIGHBOUR_BLOCK)[:, 0]
+    turns = first[:, None] + np.arange(count, dtype=np.uint64)
+    column = (turns % np.maximum(num, 1).astype(np.uint64)[:, None]).astype(np.int64)
+    picked = np.take_along_axis(near, column, axis=1)
+    return np.where(num[:, None] > 0, picked, samples[:, None])
+
+
+def _words(
+    samples: Int64[np.ndarray, " B"], seed: int, epoch: int, block: int
+) -> UInt64[np.ndarray, "B 4"]:
+    counter = np.zeros((len(samples), 4), np.uint32)
+    counter[:, 0] = samples.astype(np.uint32)
+    counter[:, 1] = epoch & 0xFFFFFFFF
+    counter[:, 3] = block
+    return philox4x32(counter, (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)).astype(np.uint64)
 
 
 @dataclass(frozen=True)

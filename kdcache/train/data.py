@@ -1,6 +1,7 @@
 """What the steps of a run show: images joined to the rows of a cache, rendered as it says."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from kdcache.images import ImageSet, index_images
 from kdcache.progress import Progress, silent
 from kdcache.shapes import Int64, UInt8
 from kdcache.store import Cache
-from kdcache.targets import SampleStream
+from kdcache.targets import SampleStream, pick_neighbours
 from kdcache.views import ViewMaker
 
 
@@ -95,29 +96,104 @@ def _ids(images: ImageSet, rows: Int64[np.ndarray, " R"], progress: Progress) ->
 
 
 @dataclass(frozen=True)
+class Plan:
+    """Which samples and views each step shows: a pure function of the step."""
+
+    stream: SampleStream
+    schedule: ViewSchedule
+    graph: Int64[np.ndarray, "N K"] | None = None
+    """The samples next to each sample, for a method that shows neighbours too; -1 pads."""
+    num_neighbours: int = 0
+    """Neighbours beside each sample."""
+    rank: int = 0
+    """Which of `world_size` equal parts of each batch this process has."""
+    world_size: int = 1
+
+    def epoch(self, step: int) -> int:
+        """The epoch that a step lies in."""
+        return step // self.stream.steps_per_epoch
+
+    def views(self, step: int) -> list[int]:
+        """The views of each sample."""
+        return self.schedule.views(self.epoch(step))
+
+    def samples(self, step: int) -> list[Int64[np.ndarray, " B"]]:
+        """This process's part of the batch, then the first neighbour of each, and so on."""
+        count = self.stream.batch_size // self.world_size
+        batch = self.stream.batch(step)[self.rank * count : (self.rank + 1) * count]
+        if self.graph is None:
+            return [batch]
+        near = pick_neighbours(
+            self.graph,
+            batch,
+            count=self.num_neighbours,
+            seed=self.stream.seed,
+            epoch=self.epoch(step),
+        )
+        return [batch, *near.T]
+
+
+class StepPixels(NamedTuple):
+    """The views of a step, one tensor a view; a named tuple, so that torch can pin what is in it.
+
+    First those of the batch itself, then those of the first neighbours, and so on.
+    """
+
+    student: list[UInt8[Tensor, "B _ _ 3"]]
+    """At the student's size; only the views that it looks at."""
+    teacher: list[UInt8[Tensor, "B _ _ 3"]]
+    """At the teacher's size, all views; none unless the teacher is live."""
+
+
+@dataclass(frozen=True)
 class StepImages:
-    """Item n: the rendered views of step n's samples, one tensor a view."""
+    """Item n: the rendered views of step n."""
 
     maker: ViewMaker
-    stream: SampleStream
+    plan: Plan
     rows: Int64[np.ndarray, " N"]
-    """The row of each sample in the maker's images."""
-    schedule: ViewSchedule
+    """The row of each sample in the makers' images."""
+    rendered: int
+    """How many of the views the student looks at, from the first."""
+    teacher_maker: ViewMaker | None = None
+    """Renders for a live teacher."""
 
-    def __getitem__(self, step: int) -> list[UInt8[Tensor, "B S S 3"]]:
+    def __getitem__(self, step: int) -> StepPixels:
         """The views of a step.
 
         Raises:
             DataError: an image has changed, or cannot be read any more.
         """
-        epoch = step // self.stream.steps_per_epoch
-        rows = self.rows[self.stream.batch(step)]
-        made = self.maker.make(rows, np.array(self.schedule.views(epoch)))
-        for row, reason in made.unreadable.items():
-            path = self.maker.images.paths[row]
-            raise DataError(
-                f"`{path}` cannot be read: {reason}",
-                hint="put the file back as it was, or take it out (and extract again)",
-            )
-        views = np.moveaxis(made.pixels, 1, 0)
-        return [torch.from_numpy(np.ascontiguousarray(view)) for view in views]
+        views = np.array(self.plan.views(step))
+        samples = self.plan.samples(step)
+        student = self._render(self.maker, samples, views[: self.rendered])
+        if self.teacher_maker is None:
+            return StepPixels(student, [])
+        if self.teacher_maker.size == self.maker.size and self.rendered == len(views):
+            return StepPixels(student, student)
+        return StepPixels(student, self._render(self.teacher_maker, samples, views))
+
+    def _render(
+        self,
+        maker: ViewMaker,
+        samples: list[Int64[np.ndarray, " B"]],
+        views: Int64[np.ndarray, " V"],
+    ) -> list[UInt8[Tensor, "B _ _ 3"]]:
+        return [view for group in samples for view in render(maker, self.rows[group], views)]
+
+
+def render(
+    maker: ViewMaker, rows: Int64[np.ndarray, " B"], views: Int64[np.ndarray, " V"]
+) -> list[UInt8[Tensor, "B _ _ 3"]]:
+    """The given views of the given rows, one tensor a view.
+
+    Raises:
+        DataError: an image has changed, or cannot be read any more.
+    """
+    made = maker.make(rows, views)
+    for row, reason in made.unreadable.items():
+        raise DataError(
+            f"`{maker.images.paths[row]}` cannot be read: {reason}",
+            hint="put the file back as it was, or take it out (and extract again)",
+        )
+    return [torch.from_numpy(view) for view in made.pixels]

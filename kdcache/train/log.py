@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from kdcache import distributed
 from kdcache.files import write_atomic
 
 METRICS = "metrics.jsonl"
@@ -48,6 +51,16 @@ class MetricsLog:
             return []
         whole, _, _ = self._path.read_text(encoding="utf-8").rpartition("\n")
         return [line for line in whole.split("\n") if line]
+
+
+@contextmanager
+def open_log(run: Path, *, step: int) -> Iterator[MetricsLog | None]:
+    """The log of a run at a step; None in processes other than the first, which write nothing."""
+    if not distributed.is_first():
+        yield None
+        return
+    with MetricsLog(run, step=step) as log:
+        yield log
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -6,44 +6,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
+from kdcache import distributed
 from kdcache.errors import TrainingError, WorkerKilled
 from kdcache.methods import Batch
 from kdcache.optimisation import learning_rate
 from kdcache.precision import autocast
 from kdcache.progress import Progress, silent
 from kdcache.recipe import Recipe
-from kdcache.targets import SampleStream, StreamQueue, TargetTable
+from kdcache.shapes import Int64
+from kdcache.targets import AllSamples, Queue, QueueSearch, StreamQueue
+from kdcache.targets.queue import Keys
 from kdcache.train.checkpoint import CHECKPOINT, State, save_checkpoint
-from kdcache.train.data import StepImages
-from kdcache.train.log import MetricsLog
+from kdcache.train.data import StepPixels
+from kdcache.train.lesson import Lesson
+from kdcache.train.log import open_log
+from kdcache.train.online import LiveTargets
 from kdcache.workers import render_ahead
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """What a run learns from: rendered views, and what the teacher said of them."""
-
-    images: StepImages
-    targets: TargetTable | None
-    """None for a method without a teacher."""
-
-    @property
-    def stream(self) -> SampleStream:
-        """The order of the samples."""
-        return self.images.stream
 
 
 def train(
     recipe: Recipe,
     lesson: Lesson,
     state: State,
+    queues: list[Queue],
     run: Path,
     *,
     device: torch.device,
@@ -54,6 +46,7 @@ def train(
 
     Args:
         state: new or from a checkpoint; the student and the method on `device`.
+        queues: as they stand at the state's step.
         run: the folder that gets checkpoints and metrics.
         progress: told of images.
 
@@ -67,35 +60,45 @@ def train(
     """
     stream = lesson.stream
     last = recipe.train.epochs * stream.steps_per_epoch
-    queue = _build_queue(recipe, lesson, state)
+    search = _build_search(recipe, lesson, queues)
     recent = _Recent(run, state)
     saved, saved_step = time.monotonic(), state.step
     steps, pin = range(state.step, last), device.type == "cuda"
-    with MetricsLog(run, step=state.step) as log, _stop_signals() as stop:
+    with open_log(run, step=state.step) as log, _stop_signals() as stop:
         rendered = render_ahead(lesson.images, steps, workers=workers, pin=pin)
-        for images in _until_stopped(rendered, stop):
+        for pixels in _until_stopped(rendered, stop):
             lr = learning_rate(recipe.train, state.step, stream.steps_per_epoch)
-            batch = _batch(lesson, queue, images, state.step, device)
+            batch = _batch(recipe, lesson, queues, search, pixels, state.step, device)
             loss, parts, norm = _step(recipe, state, batch, lr, device)
             state.step += 1
-            if queue is not None:
+            for queue in queues:
                 queue.push(stream.batch_size)
             recent.add(loss, norm, parts)
             progress(stream.batch_size)
 
             due = time.monotonic() - saved >= recipe.run.checkpoint_every_s
-            ends = due or stop.is_set() or state.step == last
+            stops = distributed.any_rank(stop.is_set())  # all at one step, or none
+            ends = distributed.any_rank(due) or stops or state.step == last
             if state.step % recipe.run.log_every == 0 or ends:
                 epoch = state.step / stream.steps_per_epoch
                 values = recent.summary(stream.batch_size)
-                log.write(state.step, {"epoch": epoch, "lr": lr, **values})
+                if log is not None:
+                    log.write(state.step, {"epoch": epoch, "lr": lr, **values})
             if ends:
-                save_checkpoint(run, state)
+                _save(run, state)
                 saved, saved_step = time.monotonic(), state.step
+            if stops:
+                break
         if state.step > saved_step:  # a signal came while the loop waited for images
             recent.check()
-            save_checkpoint(run, state)
+            _save(run, state)
     return state.step == last
+
+
+def _save(run: Path, state: State) -> None:
+    """All processes have the same state; the first one writes it."""
+    if distributed.is_first():
+        save_checkpoint(run, state)
 
 
 def _step(
@@ -104,10 +107,11 @@ def _step(
     """One optimiser step: its loss, the method's own figures, and the norm of the gradient."""
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    with autocast(recipe.run.precision, device):
+    with autocast(recipe.run.precision, device), distributed.whole_batch_norm():
         loss = state.method(state.student, batch)
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss.value).backward()
+    distributed.mean_gradients(_trained(state))
     state.scaler.unscale_(state.optimizer)
     limit = recipe.run.clip_gradient or math.inf
     norm = torch.nn.utils.clip_grad_norm_(_trained(state), limit)
@@ -117,46 +121,86 @@ def _step(
     return loss.value.detach(), loss.parts, norm
 
 
-def _trained(state: State) -> list[Tensor]:
+def _trained(state: State) -> list[nn.Parameter]:
     return [p for group in state.optimizer.param_groups for p in group["params"]]
 
 
-def _build_queue(recipe: Recipe, lesson: Lesson, state: State) -> StreamQueue | None:
-    """The queue as it stands at the state's step, if the method asks for one."""
-    needs = recipe.needs
-    targets = lesson.targets
-    if needs.negatives == 0 or targets is None:
-        return None
+def build_queues(recipe: Recipe, lesson: Lesson, step: int) -> list[Queue]:
+    """The queues of teacher targets as they stand at a step: one, two or none, as the method asks.
 
-    def keys(samples: np.ndarray, epochs: np.ndarray) -> Tensor:
+    A second one holds another view of the same samples, slot by slot.
+    """
+    needs, plan = recipe.needs, lesson.plan
+    if needs.negatives == 0:
+        return []
+    position = step * plan.stream.batch_size
+    places = [needs.queue_view]
+    if needs.second_queue_view is not None:
+        places.append(needs.second_queue_view)
+    keys = [_keys(lesson, place) for place in places]
+    if needs.negatives == "all":
+        return [AllSamples(plan.stream, k, position=position) for k in keys]
+    return [StreamQueue(plan.stream, needs.negatives, k, position=position) for k in keys]
+
+
+def _build_search(recipe: Recipe, lesson: Lesson, queues: list[Queue]) -> QueueSearch | None:
+    """An index of the first queue, if the method asks for one."""
+    nprobe = recipe.needs.nprobe
+    if not nprobe:
+        return None
+    queue, *_ = queues
+    at_start = queue if queue.position == 0 else build_queues(recipe, lesson, 0)[0]
+    return QueueSearch(queue, first=at_start.negatives, nprobe=nprobe, seed=recipe.run.seed)
+
+
+def _keys(lesson: Lesson, place: int) -> Keys:
+    """What a queue asks the (one) teacher for: unit targets of a step's `place`-th view."""
+    (targets,) = lesson.targets
+
+    def keys(samples: Int64[np.ndarray, " B"], epochs: Int64[np.ndarray, " B"]) -> Tensor:
         found = torch.empty(len(samples), targets.dim, device=targets.device)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            view = lesson.images.schedule.views(int(epoch))[0]
+            view = lesson.plan.schedule.views(int(epoch))[place]
             found[torch.from_numpy(here).to(targets.device)] = targets.take(samples[here], view)
-        return torch.nn.functional.normalize(found, dim=1)
+        return functional.normalize(found, dim=1)
 
-    position = state.step * lesson.stream.batch_size
-    return StreamQueue(lesson.stream, needs.negatives, keys, position=position)
+    return keys
 
 
 def _batch(
+    recipe: Recipe,
     lesson: Lesson,
-    queue: StreamQueue | None,
-    images: list[Tensor],
+    queues: list[Queue],
+    search: QueueSearch | None,
+    pixels: StepPixels,
     step: int,
     device: torch.device,
 ) -> Batch:
     """What step `step` shows, on the device."""
-    samples = lesson.stream.batch(step)
-    views = lesson.images.schedule.views(step // lesson.stream.steps_per_epoch)
-    targets = lesson.targets
-    own = torch.from_numpy(queue.own_slots(samples)).to(device) if queue is not None else None
+    plan = lesson.plan
+    samples, views = plan.samples(step), plan.views(step)
+    for targets in lesson.targets:
+        if isinstance(targets, LiveTargets):
+            targets.look(samples, views, pixels.teacher)
+    own = None
+    if queues and recipe.needs.mask_own:
+        # Those of its neighbours too: they are no negatives of an image that is shown with them.
+        slots = [queues[0].own_slots(group) for group in samples]
+        own = torch.from_numpy(np.concatenate(slots, axis=1)).to(device)
     return Batch(
-        images=[view.to(device, non_blocking=True) for view in images],
-        targets=[targets.take(samples, view) for view in views] if targets is not None else [],
-        negatives=queue.negatives if queue is not None else None,
+        images=[view.to(device, non_blocking=True) for view in pixels.student],
+        targets=[
+            targets.take(group, view)
+            for targets in lesson.targets
+            for group in samples
+            for view in views
+        ],
+        negatives=queues[0].negatives if queues else None,
+        more_negatives=queues[1].negatives if len(queues) > 1 else None,
         own_slots=own,
+        search=search,
+        progress=step / plan.stream.steps_per_epoch,
     )
 
 
@@ -187,7 +231,8 @@ class _Recent:
         losses, norms = self.check()
         now = time.monotonic()
         values = {"loss": sum(losses) / len(losses), "gradient_norm": norms[-1]}
-        values |= {name: float(value) for name, value in self._parts.items()}
+        parts = {name: distributed.mean_scalars(value) for name, value in self._parts.items()}
+        values |= {name: float(value) for name, value in parts.items()}
         values["images_per_s"] = len(losses) * batch_size / max(now - self._since, 1e-9)
         self._first += len(losses)
         self._losses, self._norms, self._since = [], [], now
@@ -195,8 +240,10 @@ class _Recent:
 
     def check(self) -> tuple[list[float], list[float]]:
         """The losses and gradient norms since the last summary, all finite."""
-        losses = [float(loss) for loss in self._losses]
-        norms = [float(norm) for norm in self._norms]
+        if not self._losses:
+            return [], []
+        losses = distributed.mean_scalars(torch.stack(self._losses)).tolist()
+        norms = torch.stack(self._norms).tolist()
         for at, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
             if not math.isfinite(loss):
                 self._refuse(self._first + at, f"the loss is {loss}")
@@ -217,9 +264,7 @@ class _Recent:
         )
 
 
-def _until_stopped(
-    rendered: Iterator[list[Tensor]], stop: threading.Event
-) -> Iterator[list[Tensor]]:
+def _until_stopped(rendered: Iterator[StepPixels], stop: threading.Event) -> Iterator[StepPixels]:
     """The same items until `stop` is set.
 
     A signal to the whole process group takes the workers as well; then there is nothing to wait

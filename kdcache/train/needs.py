@@ -1,35 +1,30 @@
-"""Does this cache serve this method? Asked before the first step, answered with what to do."""
+"""Do these caches serve this method? Asked before the first step, answered with what to do."""
 
+from collections.abc import Sequence
+
+from kdcache import distributed
 from kdcache.errors import CacheMismatch, ConfigError
+from kdcache.methods import Needs
 from kdcache.recipe import Recipe
 from kdcache.store import Cache
 from kdcache.views import Policy, get_policy, get_renderer
 
 
-def check_cache(recipe: Recipe, cache: Cache) -> None:
-    """Refuse a cache that the method cannot learn from, or whose views cannot be drawn here.
+def check_caches(recipe: Recipe, caches: Sequence[Cache], *, online: bool) -> None:
+    """Refuse caches that the method cannot learn from, or whose views cannot be drawn here.
 
     Raises:
-        CacheMismatch: an array, views, the policy or the renderer are not what is needed.
+        CacheMismatch: an array, a head, a graph, views, policy or renderer are not as needed.
+        ConfigError: there are too few or too many of them.
     """
-    needs = recipe.needs
-    if needs.target is None:
-        raise ConfigError(
-            f"`{recipe.method}` has no teacher, but a cache is given", hint="leave --cache out"
-        )
-    if needs.target not in cache.arrays:
-        raise CacheMismatch(
-            f"`{recipe.method}` learns from the teacher's `{needs.target}`, but "
-            f"`{cache.path}` holds only: {', '.join(cache.arrays)}",
-            hint=_without(needs.target, recipe, cache),
-        )
-    if needs.views > cache.num_views:
-        raise CacheMismatch(
-            f"`{recipe.method}` shows {needs.views} views of an image in a step, but "
-            f"`{cache.path}` holds {cache.num_views}",
-            hint=f"extract again with `--views {needs.views}` or more",
-        )
-    _check_views(recipe, cache)
+    _check_count(recipe, caches, online=online)
+    for cache in caches:
+        _check_targets(recipe, cache)
+        _check_num_views(recipe, cache)
+        _check_views(recipe, cache)
+        _check_same_views(caches[0], cache)
+    if caches and recipe.needs.neighbours:
+        _check_graph(recipe, caches[0])
 
 
 def check_numbers(recipe: Recipe, num_images: int) -> None:
@@ -38,18 +33,128 @@ def check_numbers(recipe: Recipe, num_images: int) -> None:
     Raises:
         ConfigError: which setting is too large, and for what.
     """
-    needs = recipe.needs
-    if recipe.train.batch_size > num_images:
+    needs, batch = recipe.needs, recipe.train.batch_size
+    if batch > num_images:
         raise ConfigError(
-            f"a batch of {recipe.train.batch_size} is larger than the {num_images:,} images",
+            f"a batch of {batch} is larger than the {num_images:,} images",
             hint=f"--set train.batch_size={_power_of_two_below(num_images)}",
         )
-    if needs.negatives > num_images // 2 and not needs.mask_own:
+    world = distributed.world_size()
+    if batch % world:
+        raise ConfigError(
+            f"a batch of {batch} cannot be dealt to {world} processes",
+            hint=f"--set train.batch_size={max(batch // world, 1) * world}",
+        )
+    _check_queue(needs, num_images)
+
+
+def _check_queue(needs: Needs, num_images: int) -> None:
+    """Refuse a queue that holds other views of the very images that it is compared with."""
+    if needs.own_keys > num_images // 2:
+        raise ConfigError(
+            f"a queue of {needs.own_keys:,} keys of the student's own holds other views of the "
+            f"very images it is compared with: there are only {num_images:,} images",
+            hint=f"--set method.queue={_power_of_two_below(max(num_images // 2, 1))}",
+        )
+    if needs.mask_own:
+        return
+    if needs.negatives == "all":
+        raise ConfigError(
+            "a queue of all samples holds the very images it is compared with",
+            hint="--set method.mask_own=true",
+        )
+    if needs.negatives > num_images // 2:
         raise ConfigError(
             f"a queue of {needs.negatives:,} holds other views of the very images it is compared "
             f"with: there are only {num_images:,} images",
             hint="--set method.mask_own=true, or a queue of at most half of the images",
         )
+
+
+def _check_count(recipe: Recipe, caches: Sequence[Cache], *, online: bool) -> None:
+    needs = recipe.needs
+    if needs.target is None and caches:
+        raise ConfigError(
+            f"`{recipe.method}` has no teacher, but a cache is given", hint="leave --cache out"
+        )
+    if needs.target is not None and not caches:
+        raise ConfigError(
+            f"`{recipe.method}` learns from a teacher, but no cache is given",
+            hint="add `--cache CACHE`; `kdcache extract` makes one",
+        )
+    if online and len(caches) != 1:
+        raise ConfigError(
+            f"--online asks the teacher of one cache, but {len(caches)} are given",
+            hint="give one --cache, with a method that has a teacher",
+        )
+    if len(caches) > 1 and not needs.several:
+        raise ConfigError(
+            f"`{recipe.method}` learns from one teacher, but {len(caches)} caches are given",
+            hint="give one --cache, or --method simreg, which takes several",
+        )
+
+
+def _check_targets(recipe: Recipe, cache: Cache) -> None:
+    needs = recipe.needs
+    assert needs.target is not None
+    has_head = cache.head() is not None
+    derived = needs.target == "embedding" and has_head and "feature" in cache.arrays
+    if needs.head and not has_head:
+        raise CacheMismatch(
+            f"`{recipe.method}` trains through the teacher's projection head, but `{cache.path}` "
+            "holds none",
+            hint=f"fit one to the cached features: kdcache head {cache.path}",
+        )
+    if needs.target not in cache.arrays and not derived:
+        raise CacheMismatch(
+            f"`{recipe.method}` learns from the teacher's `{needs.target}`, but "
+            f"`{cache.path}` holds only: {', '.join(cache.arrays)}",
+            hint=_without(needs.target, recipe, cache),
+        )
+
+
+def _check_num_views(recipe: Recipe, cache: Cache) -> None:
+    needs, wanted = recipe.needs, recipe.run.views
+    if max(needs.views, wanted) > cache.num_views:
+        raise CacheMismatch(
+            f"`{recipe.method}` shows {needs.views} views of an image in a step"
+            + (f" and `run.views` is {wanted}" if wanted else "")
+            + f", but `{cache.path}` holds {cache.num_views}",
+            hint=f"extract again with `--views {max(needs.views, wanted)}` or more",
+        )
+    if 0 < wanted < needs.views:
+        raise ConfigError(
+            f"`{recipe.method}` shows {needs.views} views of an image in a step, but `run.views` "
+            f"is {wanted}",
+            hint=f"--set run.views={needs.views}, or more",
+        )
+
+
+def _check_graph(recipe: Recipe, cache: Cache) -> None:
+    graph, wanted = cache.neighbours(), recipe.needs.neighbours
+    if graph is None:
+        raise CacheMismatch(
+            f"`{recipe.method}` shows neighbours of each image, but `{cache.path}` holds no graph "
+            "of them",
+            hint=f"kdcache neighbours {cache.path}",
+        )
+    if graph.index.shape[1] < wanted:
+        raise CacheMismatch(
+            f"`{recipe.method}` shows {wanted} neighbours of each image, but the graph of "
+            f"`{cache.path}` holds {graph.index.shape[1]}",
+            hint=f"in a copy without the graph: kdcache neighbours CACHE --k {wanted}",
+        )
+
+
+def _check_same_views(first: Cache, other: Cache) -> None:
+    """Several teachers are shown one picture, so all of them must have seen it."""
+    for name in ("policy", "seed", "renderer"):
+        if first.recipe["views"][name] != other.recipe["views"][name]:
+            raise CacheMismatch(
+                f"the views of `{other.path}` are not those of `{first.path}`: their `{name}` is "
+                f"{other.recipe['views'][name]!r} and {first.recipe['views'][name]!r}",
+                hint="extract both with the same --policy and --seed",
+            )
 
 
 def _check_views(recipe: Recipe, cache: Cache) -> None:
@@ -63,6 +168,7 @@ def _check_views(recipe: Recipe, cache: Cache) -> None:
             f"--set run.policy={made['policy']['name']}",
         )
     here = get_policy(asked)
+    _check_sets(recipe, here)
     if Policy.from_dict(made["policy"]) != here:
         raise CacheMismatch(
             f"`{cache.path}` was made with version {made['policy'].get('version')} of the policy "
@@ -78,13 +184,32 @@ def _check_views(recipe: Recipe, cache: Cache) -> None:
         )
 
 
+def _check_sets(recipe: Recipe, policy: Policy) -> None:
+    """Refuse to break up sets of a large view and small ones, or to take large ones for small."""
+    in_set, wanted = policy.views_in_set, recipe.needs.views
+    if recipe.run.views % in_set:
+        raise ConfigError(
+            f"`{policy.name}` views come in sets of {in_set}, but `run.views` is "
+            f"{recipe.run.views}",
+            hint=f"--set run.views={max(recipe.run.views // in_set, 1) * in_set}",
+        )
+    small = getattr(recipe.method_config, "small_patches", 0)
+    if (in_set > 1 or small) and wanted != in_set:
+        raise CacheMismatch(
+            f"`{policy.name}` views come in sets of {in_set}, but `{recipe.method}` shows {wanted} "
+            "of an image in a step",
+            hint="train SEED with whole sets: `--method seed --set method.small_patches=6` on a "
+            "cache of `multicrop` views",
+        )
+
+
 def _without(target: str, recipe: Recipe, cache: Cache) -> str:
     if target == "embedding" and cache.head() is None:
-        instead = "extract with a teacher that has a projection head"
+        instead = f"fit a projection head to the cached features: kdcache head {cache.path}"
         if hasattr(recipe.method_config, "target"):
-            instead += ", or distil the feature: --set method.target=feature"
+            instead += "; or distil the feature itself: --set method.target=feature"
         return instead
-    return "extract again, to another --out, with `--arrays feature,embedding`"
+    return f"extract again, to another --out, with `--arrays {target}` or both arrays"
 
 
 def _power_of_two_below(number: int) -> int:

@@ -1,6 +1,8 @@
 """A run from end to end: check what is given, build what learns, train, keep the student."""
 
 import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,32 +10,39 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.errors import ConfigError, DataError
+from kdcache import distributed
+from kdcache.derive import diagnose
+from kdcache.errors import ConfigError
 from kdcache.files import canonical_json, exclusive, put_if_absent
-from kdcache.images import ImageSet, dataset_fingerprint, index_images
-from kdcache.methods import Method, TeacherSide
-from kdcache.progress import Bar
+from kdcache.images import ImageSet
+from kdcache.methods import Method
+from kdcache.progress import Bar, Tell, silent_bar
 from kdcache.recipe import Recipe, settle_precision
 from kdcache.shapes import Int64
 from kdcache.store import Cache
-from kdcache.students import build_student, save_student
-from kdcache.targets import SampleStream, TargetTable
+from kdcache.students import STUDENT_FILE, build_student, save_student
+from kdcache.targets import Queue
 from kdcache.train.checkpoint import State, load_checkpoint
-from kdcache.train.data import StepImages, ViewSchedule, join_images
+from kdcache.train.data import RowImages
+from kdcache.train.lesson import Lesson, lesson_alone, lesson_from
 from kdcache.train.log import read_metrics
-from kdcache.train.loop import Lesson, train
-from kdcache.train.needs import check_cache, check_numbers
+from kdcache.train.loop import build_queues, train
+from kdcache.train.needs import check_caches, check_numbers
+from kdcache.train.online import load_live_teacher
 from kdcache.versions import library_versions
-from kdcache.views import (
-    ViewMaker,
-    check_witnesses,
-    get_policy,
-    get_renderer,
-    witnesses_from_arrays,
-)
+from kdcache.views import check_witnesses, witnesses_from_arrays
 
 RECIPE = "recipe.json"
-STUDENT = "student.safetensors"
+_QUERIES = 256
+"""Images that the teacher's ranking is diagnosed on."""
+
+
+@dataclass(frozen=True)
+class Online:
+    """Ask the teacher of the cache anew, on the same views, instead of looking up what it said."""
+
+    weights: Path | None = None
+    """Its file, where it was loaded from one."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,6 @@ class Outcome:
     """The trained student, when finished."""
     last: dict[str, Any]
     """The last record of the metrics."""
-    notes: list[str]
-    """What the user should know: images that take no part, pixels that differ within tolerance."""
 
 
 def run_training(
@@ -55,140 +62,137 @@ def run_training(
     images: ImageSet,
     run: Path,
     *,
-    cache: Cache | None,
+    caches: Sequence[Cache] = (),
+    online: Online | None = None,
     device: torch.device,
     workers: int,
     bar: Bar,
+    tell: Tell,
 ) -> Outcome:
     """Train the recipe's student on `images` in the folder `run`, or go on where it stopped.
 
     Args:
-        cache: what the teacher said of the images; None for a method without a teacher.
+        caches: what each teacher said of the images; none for a method without a teacher.
+        tell: told, before the first step, of images that take no part, of pixels that differ within
+            tolerance, and of targets that little can be learned from.
 
     Raises:
         ConfigError: the recipe does not fit, or `run` holds another experiment.
-        CacheMismatch: the cache does not serve the method, or its views differ from those here.
+        CacheMismatch: a cache does not serve the method, or its views differ from those here.
+        TeacherError: the live teacher is not the one that the cache names.
         DataError: images are missing or have changed.
         TrainingError: the loss is not finite, or the checkpoint cannot be read.
     """
     recipe = settle_precision(recipe, device)
-    _check_method(recipe, cache)
-    notes: list[str] = []
-    if cache is None:
-        lesson, source = _lesson_alone(recipe, images, bar)
+    if not distributed.is_first():
+        bar, tell = silent_bar, _nobody
+    check_caches(recipe, caches, online=online is not None)
+    source: dict[str, Any]
+    if caches:
+        live = load_live_teacher(caches[0], online.weights) if online is not None else None
+        lesson = lesson_from(caches, recipe, images, device=device, tell=tell, bar=bar, live=live)
+        source = {"caches": [cache.identity for cache in caches], "online": live is not None}
     else:
-        lesson, source = _lesson_from(cache, recipe, images, device, bar, notes)
+        lesson, fingerprint = lesson_alone(recipe, images, bar)
+        source = {"images": fingerprint}
     check_numbers(recipe, lesson.stream.num_samples)
-    if cache is not None:
-        notes += _check_pixels(cache, lesson.images.maker)
-    _claim_folder(run, recipe, source)
-    with exclusive(run):
+    for cache, rows in zip(caches, lesson.rows, strict=True):
+        _check_pixels(cache, rows, lesson, tell)
+    with _claimed(run, recipe, source, [cache.lineage for cache in caches]):
         state = _build_state(recipe, lesson, device)
         load_checkpoint(run, state)
+        queues = build_queues(recipe, lesson, state.step)
+        _tell_diagnosis(recipe, lesson, queues, tell)
         total = recipe.train.epochs * lesson.stream.epoch_length
         done = state.step * lesson.stream.batch_size
         with bar(f"train {recipe.method}", total=total, unit="images", done=done) as progress:
             finished = train(
-                recipe, lesson, state, run, device=device, workers=workers, progress=progress
-            )
-        student = run / STUDENT if finished else None
-        if student is not None:
+                recipe, lesson, state, queues, run,
+                device=device, workers=workers, progress=progress,
+            )  # fmt: skip
+        student = run / STUDENT_FILE if finished else None
+        if student is not None and distributed.is_first():
             save_student(student, state.student, {"method": recipe.method})
         records = read_metrics(run)
-    return Outcome(finished, student, records[-1] if records else {}, notes)
+    return Outcome(finished, student, records[-1] if records else {})
 
 
-def _check_method(recipe: Recipe, cache: Cache | None) -> None:
-    if cache is not None:
-        check_cache(recipe, cache)
-    elif recipe.needs.target is not None:
-        raise ConfigError(
-            f"`{recipe.method}` learns from a teacher, but no cache is given",
-            hint="add `--cache CACHE`; `kdcache extract` makes one",
-        )
+def _nobody(_: str) -> None:
+    """Told of what the first process tells the user."""
 
 
-def _lesson_alone(recipe: Recipe, images: ImageSet, bar: Bar) -> tuple[Lesson, dict[str, str]]:
-    """Fresh views for a method without a teacher, and what identifies the images."""
-    with bar("index", total=len(images), unit="images") as progress:
-        index = index_images(images, progress=progress)
-    if index.suspects:
-        row = min(index.suspects)
-        raise DataError(
-            f"{len(index.suspects):,} of {len(images):,} files are no images, the first is "
-            f"`{images.paths[row]}`: {index.suspects[row]}",
-            hint="take them out of the folder",
-        )
-    maker = ViewMaker(
-        images,
-        index.ids,
-        get_policy(recipe.run.policy or recipe.method_class.views),
-        recipe.run.seed,
-        get_renderer("r0"),
-        recipe.student.image_size,
-    )
-    steps = _steps(recipe, maker, np.arange(len(images)), num_cached=None)
-    return Lesson(steps, None), {"images": dataset_fingerprint(images, index)}
-
-
-def _lesson_from(
-    cache: Cache,
-    recipe: Recipe,
-    images: ImageSet,
-    device: torch.device,
-    bar: Bar,
-    notes: list[str],
-) -> tuple[Lesson, dict[str, str]]:
-    """The views and targets of a cache, and what identifies it."""
-    needs, views = recipe.needs, cache.recipe["views"]
-    assert needs.target is not None
-    maker = ViewMaker(
-        _join(cache, images, bar, notes),
-        cache.image_ids,
-        get_policy(views["policy"]["name"]),
-        views["seed"],
-        get_renderer(views["renderer"]["id"]),
-        recipe.student.image_size,
-    )
-    rows = np.flatnonzero(cache.readable)
-    targets = TargetTable(cache, needs.target, rows, device=device, keep=needs.views)
-    steps = _steps(recipe, maker, rows, num_cached=cache.num_views)
-    return Lesson(steps, targets), {"cache": cache.identity}
-
-
-def _steps(
-    recipe: Recipe, maker: ViewMaker, rows: Int64[np.ndarray, " N"], *, num_cached: int | None
-) -> StepImages:
-    stream = SampleStream(len(rows), recipe.train.batch_size, recipe.run.seed)
-    return StepImages(maker, stream, rows, ViewSchedule(recipe.needs.views, num_cached))
-
-
-def _join(cache: Cache, images: ImageSet, bar: Bar, notes: list[str]) -> ImageSet:
-    """The images of the cache's rows; what is left out is noted."""
-    with bar("match", total=len(images), unit="images") as progress:
-        joined = join_images(cache, images, progress)
-    num_out = len(images) - int(cache.readable.sum())
-    if num_out > 0:
-        notes.append(
-            f"{num_out:,} images of `{images.source}` are not in the cache, or could not be read "
-            "when it was made: they take no part"
-        )
-    return joined
-
-
-def _check_pixels(cache: Cache, maker: ViewMaker) -> list[str]:
-    """Render some of the cache's witnesses again, at the teacher's size, and compare."""
-    as_seen = replace(maker, size=cache.recipe["teacher"]["image_size"])
-    report = check_witnesses(witnesses_from_arrays(cache.witness()), as_seen)
-    return [str(report)] if report.differences else []
-
-
-def _claim_folder(run: Path, recipe: Recipe, source: dict[str, str]) -> None:
-    """Make the run's folder, or find that it holds this same experiment.
+def _check_pixels(cache: Cache, rows: Int64[np.ndarray, " N"], lesson: Lesson, tell: Tell) -> None:
+    """Render some of the cache's witnesses again, at its teacher's size, and compare.
 
     Args:
-        source: what the run learns from: the identity of a cache, or the images' fingerprint.
+        rows: the row of each sample in this cache.
     """
+    maker = lesson.images.maker
+    places = np.full(cache.num_rows, -1, np.int64)
+    places[rows] = lesson.images.rows
+    images = RowImages(
+        source=maker.images.source,
+        paths=cache.paths,
+        labels=cache.labels,
+        classes=cache.classes,
+        images=maker.images,
+        places=places,
+    )
+    as_seen = replace(
+        maker, images=images, ids=cache.image_ids, size=cache.recipe["teacher"]["image_size"]
+    )
+    here = [w for w in witnesses_from_arrays(cache.witness()) if places[w.row] >= 0]
+    report = check_witnesses(here, as_seen)
+    if report.differences:
+        tell(str(report))
+
+
+def _tell_diagnosis(recipe: Recipe, lesson: Lesson, queues: list[Queue], tell: Tell) -> None:
+    """Look at the teacher's ranking of the queue, for a method that copies it."""
+    needs = recipe.needs
+    temperatures = needs.temperatures
+    if temperatures is None or not queues:
+        return
+    (queue, *_), (targets, *_) = queues, lesson.targets
+    samples = lesson.stream.batch(0)[:_QUERIES]
+    view = lesson.plan.views(0)[needs.queue_view]
+    own = torch.from_numpy(queue.own_slots(samples)).to(targets.device)
+    found = diagnose(
+        torch.nn.functional.normalize(targets.take(samples, view), dim=1),
+        queue.negatives,
+        student_temperature=temperatures[0],
+        teacher_temperature=temperatures[1],
+        own=own if needs.mask_own else None,
+        own_column=needs.own_column,
+    )
+    tell(f"the teacher's ranking: {found}")
+    config = recipe.method_config.model_dump()
+    sampling = {key: config.get(key, 0) for key in ("sampled", "nearest")}
+    for advice in found.advice(config.keys(), **sampling):
+        tell(advice)
+
+
+@contextmanager
+def _claimed(
+    run: Path, recipe: Recipe, source: dict[str, Any], lineages: list[list[str]]
+) -> Iterator[None]:
+    """Hold the run's folder, made now or found to hold this same experiment.
+
+    Args:
+        source: what the run learns from: identities of caches, or the images' fingerprint.
+        lineages: for each cache its own identity and those that it has grown from.
+    """
+    if not distributed.is_first():
+        distributed.barrier()  # the first process has made or checked it
+        yield
+        return
+    _claim(run, recipe, source, lineages)
+    with exclusive(run):
+        distributed.barrier()
+        yield
+
+
+def _claim(run: Path, recipe: Recipe, source: dict[str, Any], lineages: list[list[str]]) -> None:
     experiment = {"recipe": recipe.to_dict(), **source}
     path = run / RECIPE
     record = canonical_json({**experiment, "versions": library_versions()})
@@ -197,6 +201,8 @@ def _claim_folder(run: Path, recipe: Recipe, source: dict[str, str]) -> None:
     if put_if_absent(path, record):
         return
     kept = json.loads(path.read_bytes())
+    if _all_descend(kept.get("caches"), lineages):
+        experiment["caches"] = kept["caches"]
     for name, now in _flat(experiment).items():
         before = _flat({k: kept.get(k) for k in experiment}).get(name)
         if before != now:
@@ -204,6 +210,15 @@ def _claim_folder(run: Path, recipe: Recipe, source: dict[str, str]) -> None:
                 f"`{run}` holds another run: `{name}` is {before!r} there and {now!r} here",
                 hint="give another --out, or the settings it was begun with",
             )
+
+
+def _all_descend(kept: list[str] | None, lineages: list[list[str]]) -> bool:
+    """Whether each cache is the one that the run was begun with, grown or not."""
+    return (
+        kept is not None
+        and len(kept) == len(lineages)
+        and all(old in lineage for old, lineage in zip(kept, lineages, strict=True))
+    )
 
 
 def _flat(table: Any, at: str = "") -> dict[str, Any]:
@@ -218,9 +233,11 @@ def _flat(table: Any, at: str = "") -> dict[str, Any]:
 def _build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:
     torch.manual_seed(recipe.run.seed)
     student = build_student(recipe.student.name, image_size=recipe.student.image_size)
-    teachers = [TeacherSide(lesson.targets.dim)] if lesson.targets is not None else []
+    maker, views = lesson.images.maker, lesson.plan.views(0)
+    for side in {maker.policy.side(view, maker.size) for view in views} - {maker.size}:
+        student.measure(side)  # refuses small crops that the student cannot take
     method: Method = recipe.method_class(
-        recipe.method_config, student_dim=student.feature_dim, teachers=teachers
+        recipe.method_config, student_dim=student.feature_dim, teachers=lesson.teachers
     )
     method.adopt(student)
     student.to(device).train()

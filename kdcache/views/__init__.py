@@ -4,7 +4,7 @@ from kdcache.views.check import Report, check_witnesses, take_witness
 from kdcache.views.draw import VIEW, draw
 from kdcache.views.maker import Made, ViewMaker
 from kdcache.views.philox import philox4x32, split_seed
-from kdcache.views.policies import Policy, available_policies, get_policy
+from kdcache.views.policies import Policy, SmallCrops, available_policies, get_policy
 from kdcache.views.render import Renderer, get_renderer
 from kdcache.views.witness import (
     Difference,
@@ -22,6 +22,7 @@ __all__ = [
     "Policy",
     "Renderer",
     "Report",
+    "SmallCrops",
     "ViewMaker",
     "Witness",
     "available_policies",

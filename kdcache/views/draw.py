@@ -52,7 +52,8 @@ VIEW = np.dtype(
 )
 """A view's parameters: the box in source pixels, factors in 1/4096, hue in 1/4096 of a turn, the
 index of the permutation of (brightness, contrast, saturation, hue), sigma in 1/1024 pixels of a
-view of 224 (0: no blur). What is not asked for has its neutral value."""
+view of 224 (0: no blur), whatever the view's own side. What is not asked for has its neutral
+value."""
 
 _SLOTS = (
     *("flip", "jitter", "brightness", "contrast"),
@@ -120,7 +121,9 @@ def _draw_appearance(
     drawn["hue"] = np.where(jitter, _quantise(hue, FACTOR_ONE), 0)
     drawn["order"] = np.where(jitter, np.floor(u["order"] * _NUM_ORDERS), 0)
     drawn["grey"] = u["grey"] < policy.grey
-    sigma = _quantise(_between(u["sigma"], *policy.sigma), SIGMA_ONE)
+    # A small crop's blur is drawn in its own pixels.
+    sigma = _between(u["sigma"], *policy.sigma) * policy.pixel_sizes(names[:, 2])
+    sigma = _quantise(sigma, SIGMA_ONE)
     drawn["sigma"] = np.where(u["blur"] < policy.blur, np.maximum(sigma, 1), 0)
 
 
@@ -135,13 +138,14 @@ def _random_boxes(
     boxes = _fallback_boxes(policy.ratio, heights, widths)
     # A rounded logarithm is the same on every libm.
     logs = [round(math.log(ratio) * 2**40) / 2**40 for ratio in policy.ratio]
+    smallest, largest = policy.scales(names[:, 2])
     pending = np.arange(len(names))
     for attempt in range(_TRIES):
         if len(pending) == 0:
             break
         u = _uniform(key, names[pending], _FIRST_TRY_BLOCK + attempt)
         image_height, image_width = heights[pending], widths[pending]
-        area = (image_height * image_width) * _between(u[:, 0], *policy.scale)
+        area = (image_height * image_width) * _between(u[:, 0], smallest[pending], largest[pending])
         aspect = _exp(_between(u[:, 1], *logs))
         height, width = np.rint(np.sqrt(area / aspect)), np.rint(np.sqrt(area * aspect))
         fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
@@ -179,7 +183,11 @@ def _uniform(
     return np.asarray(philox4x32(counter, key) * 2.0**-32)
 
 
-def _between(u: Float[np.ndarray, " P"], low: float, high: float) -> Float[np.ndarray, " P"]:
+def _between(
+    u: Float[np.ndarray, " P"],
+    low: float | Float[np.ndarray, " P"],
+    high: float | Float[np.ndarray, " P"],
+) -> Float[np.ndarray, " P"]:
     return low + u * (high - low)
 
 

@@ -25,8 +25,8 @@ _DRAWN_TOGETHER = 16
 class Made:
     """The views of a batch."""
 
-    pixels: UInt8[np.ndarray, "R V S S 3"]
-    """Zeros where an image is unreadable."""
+    pixels: list[UInt8[np.ndarray, "R _ _ 3"]]
+    """An array a view, each square and of its own side; zeros where an image is unreadable."""
     unreadable: dict[int, str]
     """Why, by row."""
     witnesses: list[Witness]
@@ -44,7 +44,8 @@ class ViewMaker:
     seed: int
     renderer: Renderer
     size: int
-    """Height and width of the rendered views, in pixels."""
+    """Height and width of the rendered views, in pixels; where the policy has small crops, those of
+    its large one."""
 
     def make(
         self,
@@ -60,11 +61,9 @@ class ViewMaker:
         Raises:
             DataError: an image is not the one that was indexed.
         """
-        made = Made(
-            pixels=np.zeros((len(rows), len(views), self.size, self.size, 3), np.uint8),
-            unreadable={},
-            witnesses=[],
-        )
+        sides = [self.policy.side(view, self.size) for view in views.tolist()]
+        pixels = [np.zeros((len(rows), side, side, 3), np.uint8) for side in sides]
+        made = Made(pixels=pixels, unreadable={}, witnesses=[])
         if witness is None:
             witness = np.zeros((len(rows), len(views)), np.bool_)
         for start in range(0, len(rows), _DRAWN_TOGETHER):
@@ -92,9 +91,9 @@ class ViewMaker:
         drawn = draw(self.policy, self.seed, ids, views, sides[:, 0], sides[:, 1])
         for i, parameters in zip(places, drawn, strict=True):
             for j, view in enumerate(parameters):
-                shaped = self.renderer.geometry(decoded[i], view, self.size)
+                shaped = self.renderer.geometry(decoded[i], view, made.pixels[j].shape[1])
                 final = self.renderer.colour(shaped, view)
-                made.pixels[i, j] = final
+                made.pixels[j][i] = final
                 if witness[i, j]:
                     made.witnesses.append(
                         witness_of(int(rows[i]), int(views[j]), view, decoded[i], shaped, final)

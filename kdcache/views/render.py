@@ -20,9 +20,7 @@ from torch.nn import functional
 from kdcache.errors import ConfigError
 from kdcache.shapes import UInt8
 from kdcache.views.draw import FACTOR_ONE, SIGMA_ONE
-
-REFERENCE_SIZE = 224
-"""The rendered size at which a policy's blur is stated; it scales with the size."""
+from kdcache.views.policies import REFERENCE_SIZE
 
 
 @runtime_checkable

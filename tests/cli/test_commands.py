@@ -15,6 +15,9 @@ from conftest import make_folder
 from kdcache_cli.main import main
 from small import make_cache, tree_of
 
+from kdcache.methods import available_methods
+from kdcache.train import read_metrics
+
 
 @dataclass(frozen=True)
 class Done:
@@ -262,8 +265,28 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_shelves_are_listed():
     done = kdcache("methods")
-    assert [line.split()[0] for line in done.stdout.splitlines()][:1] == ["moco"]
-    assert "moco_v2" in kdcache("policies").stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()] == available_methods()
+    policies = kdcache("policies").stdout
+    assert "moco_v2" in policies
+    assert "small.count 6, small.side 96, small.scale [0.05, 0.14]\n" in policies
+
+
+def test_students_are_listed_with_what_their_feature_is():
+    lines = kdcache("students").stdout.splitlines()
+    assert lines[0].split()[:3] == ["resnet18", "512", "11,176,512"]
+    assert "the class token" in lines[-2]
+    assert "timm.list_models()" in lines[-1]
+
+
+def test_published_figures_are_listed_and_the_unverified_marked():
+    lines = kdcache("published", "--method", "seed", "--student", "resnet18").stdout.splitlines()
+    marked = {line.split()[1] for line in lines if "UNVERIFIED" in line}
+    assert any(
+        line.startswith("57.60  bingo_linear/seed/r50_200/resnet18/linear") for line in lines
+    )
+    assert all(key.startswith("memory") for key in marked)
+    assert "memory/seed/r101_200/resnet18/linear" in marked
+    assert len(lines) > len(marked) > 0
 
 
 def test_version():
@@ -292,6 +315,28 @@ def test_options_that_would_be_ignored_are_refused(place, tmp_path, tiny_weights
 
 
 @pytest.mark.slow
+def test_live_teacher_is_the_control_of_its_cache(place, tiny_weights, tmp_path):
+    method = ("--method", "simreg", "--set", "run.log_every=1")
+    assert train(place, tmp_path / "cached", *method).returncode == 0
+    live = train(place, tmp_path / "live", *method, "--online", "--weights", tiny_weights)
+    assert live.returncode == 0, live.stderr
+    cached, online = (
+        [record["loss"] for record in read_metrics(tmp_path / run)] for run in ("cached", "live")
+    )
+    assert online == pytest.approx(cached, rel=1e-5)
+
+
+def test_weights_of_a_teacher_that_is_not_asked_are_refused(place, tiny_weights, tmp_path):
+    done = train(place, tmp_path / "run", "--method", "simreg", "--weights", tiny_weights)
+    refused(done, "the teacher is not asked again", "add --online")
+
+
+def test_two_caches_for_a_method_of_one_teacher_are_refused(place, tmp_path):
+    second = ("--cache", place / "cache.zarr", "--set", "run.policy=weak")
+    done = train(place, tmp_path / "run", "--method", "seed", *second)
+    refused(done, "2 caches are given", "--method simreg")
+
+
 def test_augmented_probe_stands_beside_references_without_one(place, tmp_path):
     done = kdcache(
         "eval", "untrained:test_resnet", "--image-size", 32, "--data", place / "data",
@@ -300,3 +345,62 @@ def test_augmented_probe_stands_beside_references_without_one(place, tmp_path):
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "augmented" in line)
     assert row.split("|")[3].strip() == "-"  # pixels have no augmented views
+
+
+@pytest.fixture
+def headless(place, headless_weights, tmp_path):
+    """A cache of a teacher without a projection head."""
+    make_cache(place / "data" / "train", headless_weights, tmp_path / "headless.zarr")
+    return tmp_path / "headless.zarr"
+
+
+def test_graph_is_added_once(headless):
+    before = json.loads(kdcache("info", headless, "--json").stdout)
+    assert (before["neighbours"], before["grown from"]) == ("none", "nothing")
+    done = kdcache("neighbours", headless, "--k", 3)
+    assert done.returncode == 0, done.stderr
+    assert "3 neighbours by `feature` of 2 views, exact, recall 1.0000, of 48 images" in done.stderr
+    assert "share the label" in done.stderr
+    after = json.loads(kdcache("info", headless, "--json").stdout)
+    assert after["identity"] == done.stdout.strip() != before["identity"]
+    assert after["grown from"] == before["identity"]
+    assert after["neighbours"] == "3 neighbours by `feature` of 2 views, exact"
+    tree = tree_of(headless)
+    done = kdcache("neighbours", headless, "--k", 3)
+    assert done.stdout.strip() == after["identity"]
+    assert "nothing has changed" in done.stderr
+    refused(kdcache("neighbours", headless), "has a graph already", "cp --remove-destination")
+    assert tree_of(headless) == tree
+    assert kdcache("verify", headless).returncode == 0
+
+
+def test_graph_that_cannot_be_is_refused(headless):
+    refused(kdcache("neighbours", headless, "--k", 48), "has 47 others", "--k")
+    refused(kdcache("neighbours", headless, "--nprobe", 4), "has no lists", "--index ivf")
+    refused(kdcache("neighbours", headless, "--array", "embedding"), "`embedding`", "kdcache head")
+
+
+def test_head_is_fitted_where_there_is_none(place, headless, tmp_path):
+    done = kdcache("head", headless, "--dim", 8, "--steps", 20)
+    assert done.returncode == 0, done.stderr
+    assert "| feature " in done.stderr
+    assert "| embedding " in done.stderr
+    info = json.loads(kdcache("info", headless, "--json").stdout)
+    assert info["identity"] == done.stdout.strip()
+    assert info["head"] == "a head of 8 numbers fitted by `infonce`, seed 0"
+    assert kdcache("verify", headless).returncode == 0
+    again = kdcache("head", headless, "--dim", 8, "--steps", 20)
+    assert (again.returncode, again.stdout) == (0, done.stdout)
+    refused(kdcache("head", headless, "--dim", 9), "has a head of 8 numbers", "cp -al")
+    refused(kdcache("head", place / "cache.zarr"), "the teacher's own head", "train on it")
+
+
+def test_growth_that_was_cut_off_is_completed_by_the_same_command(headless):
+    kdcache("head", headless, "--method", "whiten", "--dim", 8)
+    whole = tree_of(headless)
+    (headless / "zarr.json").write_text("{}")  # as before the last step
+    (headless / ".work" / "staged").mkdir(parents=True)
+    assert kdcache("verify", headless).returncode == 1
+    assert kdcache("head", headless, "--method", "whiten", "--dim", 8).returncode == 0
+    assert tree_of(headless) == whole
+    assert kdcache("verify", headless).returncode == 0

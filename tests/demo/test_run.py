@@ -1,4 +1,4 @@
-"""The demo runs from patches to a table, with every method there is."""
+"""The demo runs from patches to a table, for every method it names."""
 
 import importlib.util
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kdcache.demo import patches, run
-from kdcache.methods import available_methods
 from kdcache.progress import progress_bar
 
 
@@ -23,13 +22,24 @@ def test_small_demo_ends_in_a_table_and_is_not_run_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run, "_STUDENT_TRAIN", {**run._STUDENT_TRAIN, "epochs": 2, "batch_size": 32}
     )
-    place = {"seed": 0, "device": torch.device("cpu"), "workers": 0, "bar": progress_bar}
+    short = {
+        name: ({**settings, **({"queue": 32} if "queue" in settings else {})}, lr)
+        for name, (settings, lr) in run._SETTINGS.items()
+    }
+    monkeypatch.setattr(run, "_SETTINGS", short)  # 128 images allow no longer queues
+    place = {
+        "seed": 0,
+        "device": torch.device("cpu"),
+        "workers": 0,
+        "bar": progress_bar,
+        "tell": print,
+    }
     first = run.run_demo(tmp_path, **place)
     text = "\n".join(first.lines(tmp_path))
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
     assert rows[2:5] == ["chance", "16 x 16 pixels", "student, untrained"]
     assert "student without a teacher (moco)" in rows
-    for name in set(available_methods()) - {"moco"}:
+    for name in set(run.METHODS) - {"moco"}:
         assert f"student, {name}" in rows
     assert "| teacher " in text
     assert "kdcache extract --teacher" in text

@@ -1,6 +1,5 @@
 """kNN agrees with a loop over every pair, ties included, and refuses what it cannot score."""
 
-import faiss
 import numpy as np
 import pytest
 
@@ -103,13 +102,6 @@ def test_classes_are_matched_by_name_not_by_place():
     assert knn_accuracy(gallery, queries, (1,)) == {1: 100.0}
 
 
-def test_global_setting_of_faiss_comes_back(monkeypatch):
-    monkeypatch.setattr(faiss.cvar, "distance_compute_blas_threshold", 12345)
-    rng = np.random.default_rng(0)
-    knn_accuracy(blobs(rng, 20), blobs(rng, 5), (1,))
-    assert faiss.cvar.distance_compute_blas_threshold == 12345
-
-
 def test_class_that_the_gallery_lacks_is_refused_by_name():
     gallery = features([[1, 0], [0, 1]], [0, 1], ("ant", "bee", "cat"), "d/train")
     queries = features([[1, 0], [0, 1]], [0, 2], ("ant", "bee", "cat"), "d/val")
@@ -147,16 +139,3 @@ def test_scores_name_k_and_the_vote():
     assert weighted.label == "knn (k=5, vote=weighted, view=center, temperature=0.07)"
     assert (plain.metric, plain.num_queries, plain.num_classes) == ("top1", 8, 5)
     assert plain.value == knn_accuracy(gallery, queries, (5,))[5]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(faiss.get_num_gpus() == 0, reason="needs a GPU that FAISS sees")
-def test_gpu_finds_the_neighbours_of_the_cpu(monkeypatch):
-    rng = np.random.default_rng(0)
-    base = knn_module._unit(rng.normal(size=(500, 32)).astype(np.float32))
-    queries = knn_module._unit(rng.normal(size=(20, 32)).astype(np.float32))
-    on_gpu = knn_module._search(queries, base, 10)
-    monkeypatch.setattr(knn_module, "_gpu_can", lambda k: False)
-    on_cpu = knn_module._search(queries, base, 10)
-    np.testing.assert_array_equal(on_gpu[1], on_cpu[1])
-    np.testing.assert_allclose(on_gpu[0], on_cpu[0], atol=1e-5)

@@ -1,5 +1,6 @@
 """Extraction gives what a plain loop gives, the same bytes however it is run, or a refusal."""
 
+import itertools
 import os
 import random
 import shutil
@@ -10,15 +11,23 @@ import time
 
 import numpy as np
 import pytest
+import timm
 import torch
 from small import make_cache, tree_of
 
-from kdcache.errors import CacheMismatch, ConfigError, DataError
+from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
 from kdcache.heads import ProjectionHead
 from kdcache.images import decode, index_images, open_images
 from kdcache.store import layout, open_cache
-from kdcache.teachers import load_teacher
-from kdcache.views import draw, get_policy, get_renderer
+from kdcache.teachers import Teacher, load_teacher
+from kdcache.views import (
+    ViewMaker,
+    check_witnesses,
+    draw,
+    get_policy,
+    get_renderer,
+    witnesses_from_arrays,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +54,128 @@ def test_cache_holds_what_a_plain_loop_computes(made, tiny_images, tiny_weights)
             np.testing.assert_allclose(kept[0], feature[0].numpy(), rtol=0, atol=2e-6)
             kept = cache.rows("embedding", np.array([row]), np.array([view]))
             np.testing.assert_allclose(kept[0], embedding[0].numpy(), rtol=0, atol=2e-6)
+
+
+SMALL_CROPS = {"policy": "multicrop", "num_views": 7, "image_size": 64}
+
+
+@pytest.fixture(scope="module")
+def small_crops(tiny_images, tiny_weights, tmp_path_factory):
+    """A finished cache of one set of `multicrop`, large 64 px and small 27; not to be changed."""
+    out = tmp_path_factory.mktemp("cache") / "small.zarr"
+    make_cache(tiny_images, tiny_weights, out, **SMALL_CROPS)
+    return out
+
+
+def test_teacher_sees_large_and_small_crops_at_their_own_sides(
+    small_crops, tiny_images, tiny_weights
+):
+    cache, images = open_cache(small_crops), open_images(tiny_images)
+    assert cache.num_views == 7
+    teacher = load_teacher("timm:test_resnet", weights=tiny_weights, image_size=64)
+    ids = index_images(images).ids
+    maker = ViewMaker(images, ids, get_policy("multicrop"), 0, get_renderer("r0"), 64)
+    rows = np.array([0, 7, 31, 47])
+    for view, pixels in enumerate(maker.make(rows, np.arange(7)).pixels):
+        assert pixels.shape == ((4, 64, 64, 3) if view == 0 else (4, 27, 27, 3))
+        seen = teacher(torch.from_numpy(pixels))
+        for name, expected in zip(("feature", "embedding"), seen, strict=True):
+            kept = cache.rows(name, rows, np.full(4, view))
+            np.testing.assert_allclose(kept, expected.numpy(), rtol=0, atol=2e-6)
+
+
+def test_witnesses_of_small_crops_are_kept(small_crops, tiny_images):
+    cache, images = open_cache(small_crops), open_images(tiny_images)
+    maker = ViewMaker(images, cache.image_ids, get_policy("multicrop"), 0, get_renderer("r0"), 64)
+    kept = witnesses_from_arrays(cache.witness())
+    assert {one.view for one in kept} == set(range(7))
+    assert check_witnesses(kept, maker, count=64).differences == ()
+
+
+def shapes_seen(monkeypatch, *arguments, **settings):
+    """The shapes of the batches that the teacher sees in an extraction."""
+    shapes, forward = [], Teacher.forward
+
+    def noted(self, images):
+        shapes.append(tuple(images.shape[:2]))
+        return forward(self, images)
+
+    monkeypatch.setattr(Teacher, "forward", noted)
+    make_cache(*arguments, **settings)
+    return shapes
+
+
+def test_batches_are_of_one_side_and_full(tiny_images, tiny_weights, tmp_path, monkeypatch):
+    shapes = shapes_seen(
+        monkeypatch, tiny_images, tiny_weights, tmp_path / "c",
+        policy="multicrop", num_views=14, image_size=64,
+    )  # fmt: skip
+    # 16 a batch: 8 rows have 16 large crops and 96 small ones.
+    assert shapes == [(16, 64), *[(16, 27)] * 6] * 6
+
+
+def test_views_of_a_row_share_the_batches_of_a_plain_policy(
+    tiny_images, tiny_weights, tmp_path, monkeypatch
+):
+    shapes = shapes_seen(monkeypatch, tiny_images, tiny_weights, tmp_path / "c", num_views=5)
+    assert shapes == [(15, 32)] * 16
+
+
+@pytest.mark.parametrize(
+    ("num_views", "hint"), [(8, "--views 7 or --views 14"), (3, "--views 7"), (50, "--views 56")]
+)
+def test_part_of_a_set_of_views_is_refused(tiny_images, tiny_weights, tmp_path, num_views, hint):
+    with pytest.raises(ConfigError, match=f"in sets of 7, .* `{num_views}` views") as caught:
+        make_cache(
+            tiny_images, tiny_weights, tmp_path / "c", policy="multicrop", num_views=num_views
+        )
+    assert hint in caught.value.hint
+    assert not (tmp_path / "c").exists()
+
+
+def test_teacher_tied_to_one_size_is_refused_before_the_first_image(
+    tiny_images, tmp_path, monkeypatch
+):
+    def never(*_, **__):
+        raise AssertionError("an image was read")
+
+    monkeypatch.setattr("kdcache.extract.run.index_images", never)
+    weights = tmp_path / "vit.pth"
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
+    change = {"teacher": "timm:test_vit", "image_size": 160}
+    with pytest.raises(TeacherError, match=r"small crops of `multicrop`.* `69` x `69`") as caught:
+        make_cache(tiny_images, weights, tmp_path / "c", policy="multicrop", num_views=7, **change)
+    assert "--policy swav" in caught.value.hint
+    assert not (tmp_path / "c").exists()
+
+
+def test_interrupted_extraction_of_small_crops_ends_in_the_same_bytes(
+    small_crops, tiny_images, tiny_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(layout, "PIECE_ROWS", 16)
+    make_cache(tiny_images, tiny_weights, tmp_path / "whole", **SMALL_CROPS)
+    count = itertools.count()
+
+    def interrupted(data):
+        if next(count) == 37:
+            raise KeyboardInterrupt
+        return decode(data)
+
+    monkeypatch.setattr("kdcache.views.maker.decode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(tiny_images, tiny_weights, tmp_path / "c", **SMALL_CROPS)
+    assert not (tmp_path / "c" / "manifest.json").exists()
+    outcome = make_cache(tiny_images, tiny_weights, tmp_path / "c", **SMALL_CROPS)
+    assert outcome.report.views == 16 * 7  # two of three pieces were kept
+    assert tree_of(tmp_path / "c") == tree_of(tmp_path / "whole")
+    assert tree_of(tmp_path / "c") == tree_of(small_crops)  # made in one piece
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_worker_leaves_no_trace_in_small_crops(small_crops, tiny_images, tiny_weights, tmp_path):
+    make_cache(tiny_images, tiny_weights, tmp_path / "c", workers=1, **SMALL_CROPS)
+    assert tree_of(tmp_path / "c") == tree_of(small_crops)
 
 
 def test_embedding_follows_from_feature_and_the_head_in_the_cache(made):

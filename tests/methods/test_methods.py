@@ -1,16 +1,25 @@
-"""What every method on the shelf must do, and what the papers' numbers pin of three of them."""
+"""What every method on the shelf must do; what is special to one is in its own test.
+
+Methods are found by file, and what they are given follows from their `Needs`: a new file is tested
+here without a change.
+"""
+
+import io
+import sys
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
+import kdcache.methods
 from kdcache.errors import ConfigError
+from kdcache.heads import ProjectionHead
 from kdcache.methods import Batch, TeacherSide, available_methods, get_method
-from kdcache.methods._heads import simreg_head, two_layer_head
 from kdcache.settings import parse
 
-SIZE, BATCH, WIDTH, TARGET = 8, 6, 12, 20
+SIZE, BATCH, WIDTH = 8, 6, 12
+TARGET = {"feature": 24, "embedding": 20}
 
 
 class TinyStudent(nn.Module):
@@ -21,40 +30,103 @@ class TinyStudent(nn.Module):
         self.layer = nn.Linear(SIZE * SIZE * 3, WIDTH)
 
     def forward(self, images):
-        return self.layer(images.flatten(1).float() / 255 - 0.5)
+        return self.layer(images.flatten(1).to(self.layer.weight.dtype) / 255 - 0.5)
+
+
+def config_of(cls):
+    """The method's own settings, with a queue that is soon full where it has one."""
+    return cls.Config(**({"queue": 20} if "queue" in cls.Config.model_fields else {}))
+
+
+def make_head():
+    """From the width of a feature to that of an embedding, with statistics to disturb."""
+    layers = [
+        {"kind": "linear", "in": TARGET["feature"], "out": 16, "bias": True},
+        {"kind": "batchnorm", "dim": 16, "affine": True, "eps": 1e-5},
+        {"kind": "relu"},
+        {"kind": "linear", "in": 16, "out": TARGET["embedding"], "bias": True},
+    ]
+    return ProjectionHead(layers)
 
 
 def teachers_for(needs) -> list[TeacherSide]:
-    return [TeacherSide(TARGET)] if needs.target else []
+    if needs.target is None:
+        return []
+    width = TARGET[needs.target]
+    first = TeacherSide(width, make_head() if needs.head else None)
+    return [first, TeacherSide(width + 4)] if needs.several else [first]
 
 
-def make_batch(needs) -> Batch:
-    images = [
-        torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8) for _ in range(needs.views)
-    ]
-    targets = [torch.randn(BATCH, TARGET) * 3 for _ in images] if needs.target else []
-    negatives = normalize(torch.randn(32, TARGET), dim=1) if needs.negatives else None
-    own = torch.full((BATCH, 1), -1) if needs.negatives else None
-    return Batch(images, targets, negatives, own)
+def make_batch(needs, teachers) -> Batch:
+    """What a run would give: every list in the order of teachers, then images, then views."""
+    shown = needs.views if needs.rendered is None else needs.rendered
+    group = 1 + needs.neighbours
+    num_keys = 32 if needs.negatives == "all" else needs.negatives
+    dim = teachers[0].dim if teachers else 0
+    queues = [normalize(torch.randn(num_keys, dim), dim=1) for _ in range(2)] if num_keys else []
+    own = torch.tensor([[4, -1], [-1, -1], [0, 19], [7, 8], [2, -1], [11, 3]])
+    return Batch(
+        images=[
+            torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
+            for _ in range(group * shown)
+        ],
+        targets=[
+            torch.randn(BATCH, t.dim) * 3 for t in teachers for _ in range(group * needs.views)
+        ],
+        negatives=queues[0] if queues else None,
+        own_slots=own if queues and needs.mask_own else None,
+        more_negatives=queues[1] if queues and needs.second_queue_view is not None else None,
+        progress=20.0,
+    )
 
 
-@pytest.fixture(params=available_methods())
-def ready(request):
-    """A method with its student and a batch that fits."""
-    cls = get_method(request.param)
-    config = cls.Config()
+def flipped(batch: Batch) -> Batch:
+    """The same batch from its last image to its first."""
+    return Batch(
+        images=[view.flip(0) for view in batch.images],
+        targets=[target.flip(0) for target in batch.targets],
+        negatives=batch.negatives,
+        own_slots=None if batch.own_slots is None else batch.own_slots.flip(0),
+        more_negatives=batch.more_negatives,
+        progress=batch.progress,
+    )
+
+
+def in_float64(batch: Batch) -> Batch:
+    """The same batch with targets and queues in float64."""
+    return Batch(
+        images=batch.images,
+        targets=[target.double() for target in batch.targets],
+        negatives=None if batch.negatives is None else batch.negatives.double(),
+        own_slots=batch.own_slots,
+        more_negatives=None if batch.more_negatives is None else batch.more_negatives.double(),
+        progress=batch.progress,
+    )
+
+
+def loss_of(method, student, batch):
+    """The loss; whatever a method draws, it draws the same each time."""
+    torch.manual_seed(3)
+    return method(student, batch)
+
+
+def prepare(name):
+    """A method after its first step, with its student and a batch that fits."""
+    cls = get_method(name)
+    config = config_of(cls)
     needs = cls.needs(config)
-    student = TinyStudent()
-    method = cls(config, student_dim=WIDTH, teachers=teachers_for(needs))
+    teachers, student = teachers_for(needs), TinyStudent()
+    method = cls(config, student_dim=WIDTH, teachers=teachers)
     method.adopt(student)
-    return method, student, make_batch(needs)
+    method.train()
+    batch = make_batch(needs, teachers)
+    loss_of(method, student, batch)
+    method.finish_step(student)  # a method with a queue of its own has something in it
+    return method, student, batch
 
 
-def test_loss_is_finite_and_reaches_student_and_head(ready):
-    method, student, batch = ready
-    method(student, batch)
-    method.finish_step(student)  # a method with a queue of its own needs something in it
-    loss = method(student, batch)
+def loss_is_finite_and_reaches_student_and_head(method, student, batch):
+    loss = loss_of(method, student, batch)
     assert loss.value.shape == ()
     assert torch.isfinite(loss.value)
     loss.value.backward()
@@ -62,148 +134,182 @@ def test_loss_is_finite_and_reaches_student_and_head(ready):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained)
     assert any(p.grad.abs().sum() > 0 for p in student.parameters())
     assert all(p.grad is None for p in method.parameters() if not p.requires_grad)
+    for value in loss.parts.values():
+        assert value.shape == ()
+        assert not value.requires_grad
+        assert torch.isfinite(value)
 
 
-def test_order_within_the_batch_does_not_matter(ready):
-    method, student, batch = ready
-    turned = Batch(
-        [view.flip(0) for view in batch.images],
-        [target.flip(0) for target in batch.targets],
-        batch.negatives,
-        batch.own_slots,
-    )
-    method(student, batch)
-    method.finish_step(student)  # a method with a queue of its own has something in it
-    torch.testing.assert_close(method(student, turned).value, method(student, batch).value)
+def what_stands_still_is_not_moved_by_a_step(method, student, batch):
+    """Frozen weights change in `finish_step` alone, and the batch that is shown not at all."""
+    before = {n: p.clone() for n, p in method.named_parameters() if not p.requires_grad}
+    shown = [t.clone() for t in (*batch.images, *batch.targets)]
+    loss_of(method, student, batch).value.backward()
+    for name, parameter in before.items():
+        assert torch.equal(method.get_parameter(name), parameter), name
+    for now, then in zip((*batch.images, *batch.targets), shown, strict=True):
+        assert torch.equal(now, then)
 
 
-def test_state_goes_through_a_checkpoint(ready, tmp_path):
-    method, student, batch = ready
-    method(student, batch)
-    method.finish_step(student)
-    torch.save(method.state_dict(), tmp_path / "method.pt")
-    kept = torch.load(tmp_path / "method.pt", weights_only=True)
+def order_within_the_batch_does_not_matter(method, student, batch):
+    expected = loss_of(method, student, batch).value
+    torch.testing.assert_close(loss_of(method, student, flipped(batch)).value, expected)
+
+
+def loss_is_at_least_float32_and_float64_stays(method, student, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = loss_of(method, student, batch).value
+    assert rough.dtype == torch.float32
+    single = loss_of(method, student, batch).value
+    torch.testing.assert_close(rough, single, rtol=0.1, atol=0.1)
+    exact = loss_of(method.double(), student.double(), in_float64(batch)).value
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(exact.float(), single, rtol=1e-4, atol=1e-5)
+
+
+def state_goes_through_a_checkpoint(method, student, batch):
+    file = io.BytesIO()
+    torch.save(method.state_dict(), file)
+    file.seek(0)
     other = type(method)(
-        type(method).Config(),
+        method.config,
         student_dim=WIDTH,
         teachers=teachers_for(type(method).needs(method.config)),
     )
     other.adopt(TinyStudent())
-    other.load_state_dict(kept)
-    torch.testing.assert_close(other(student, batch).value, method(student, batch).value)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    for _ in range(2):  # and the step after it, in which queues have advanced
+        mine, others = (loss_of(m, student, batch).value for m in (method, other.train()))
+        assert torch.equal(mine, others)
+        method.finish_step(student)
+        other.finish_step(student)
 
 
-def test_settings_refuse_what_they_do_not_know(ready):
-    method, _, _ = ready
+def settings_refuse_what_they_do_not_know(method, student, batch):
     with pytest.raises(ConfigError, match=r"unknown key `method\.nonsense`"):
         parse(type(method).Config, {"nonsense": 1}, "method")
 
 
-def test_source_is_cited(ready):
-    import sys
-
-    method, _, _ = ready
+def source_is_cited(method, student, batch):
     text = sys.modules[type(method).__module__].__doc__
     assert "Source:" in text
     assert "arXiv:" in text
 
 
-def test_simreg_equals_two_minus_two_cosines_row_by_row():
-    method = get_method("simreg")(
-        get_method("simreg").Config(), student_dim=WIDTH, teachers=[TeacherSide(TARGET)]
-    )
-    method = method.double()
-    student, target = TinyStudent().double(), torch.randn(BATCH, TARGET, dtype=torch.float64) * 5
-    images = torch.randint(0, 256, (BATCH, SIZE, SIZE, 3), dtype=torch.uint8)
-
-    class Float64(nn.Module):
-        def forward(self, x):
-            return student.layer(x.flatten(1).double() / 255 - 0.5)
-
-    prediction = method.head(Float64()(images))
-    expected = 0.0
-    for p, y in zip(prediction, target, strict=True):
-        # Squared distance of the two unit vectors, written out.
-        expected += sum((a / p.norm() - b / y.norm()) ** 2 for a, b in zip(p, y, strict=True))
-    found = method(Float64(), Batch([images], [target])).value
-    # The method works in float32; the formula above in float64.
-    torch.testing.assert_close(found.double(), expected / BATCH, rtol=0, atol=2e-6)
+CONTRACT = [
+    loss_is_finite_and_reaches_student_and_head,
+    what_stands_still_is_not_moved_by_a_step,
+    order_within_the_batch_does_not_matter,
+    loss_is_at_least_float32_and_float64_stays,
+    state_goes_through_a_checkpoint,
+    settings_refuse_what_they_do_not_know,
+    source_is_cited,
+]
 
 
-def test_simreg_head_has_its_linear_junction_and_the_papers_size():
-    head = simreg_head(512, 2048)
-    kinds = [type(layer).__name__ for layer in head]
-    assert kinds == [
-        "Linear",
-        "BatchNorm1d",
-        "ReLU",
-        "Linear",
-        "Linear",
-        "BatchNorm1d",
-        "ReLU",
-        "Linear",
-    ]
-    count = sum(p.numel() for p in head.parameters())
-    assert round(count / 1e6, 1) == 3.7  # R18 -> 2048: methods.md 4.2
-    assert round(sum(p.numel() for p in simreg_head(1280, 2048).parameters()) / 1e6, 1) == 15.1
+@pytest.mark.parametrize("rule", CONTRACT, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize("name", available_methods())
+def test_every_method_keeps_the_contract(name, rule):
+    rule(*prepare(name))
 
 
-def test_seed_head_is_as_wide_as_the_students_feature():
-    method = get_method("seed")(
-        get_method("seed").Config(), student_dim=512, teachers=[TeacherSide(128)]
-    )
-    shapes = [tuple(p.shape) for p in method.head.parameters()]
-    assert shapes == [(512, 512), (512,), (128, 512), (128,)]
-    assert not any(isinstance(m, nn.BatchNorm1d) for m in two_layer_head(4, 4, 4))
+NEWCOMER = '''"""A regression that nobody has published.
+
+Source: none, arXiv:0000.00000.
+"""
+
+from torch import nn
+from torch.nn import functional
+
+from kdcache.methods import Loss, Method, Needs
+from kdcache.optimisation import Optimisation
+from kdcache.settings import Settings
 
 
-def test_paper_settings():
-    simreg, seed = get_method("simreg").optimisation, get_method("seed").optimisation
-    assert (simreg.lr, simreg.epochs, simreg.batch_size, simreg.weight_decay) == (
-        0.05,
-        130,
-        256,
-        1e-4,
-    )
-    assert (seed.lr, seed.epochs, seed.batch_size, seed.lr_per_256) == (0.03, 200, 256, True)
-    config = get_method("seed").Config()
-    assert (config.queue, config.student_temperature, config.teacher_temperature) == (
-        65536,
-        0.2,
-        0.01,
-    )
+class Newcomer(Method):
+    class Config(Settings):
+        """No knobs."""
+
+    optimisation = Optimisation()
+    views = "weak"
+
+    def __init__(self, config, *, student_dim, teachers):
+        super().__init__(config, student_dim=student_dim, teachers=teachers)
+        self.head = nn.Linear(student_dim, teachers[0].dim)
+
+    @classmethod
+    def needs(cls, config):
+        return Needs(target="feature")
+
+    def forward(self, student, batch):
+        found = self.head(student(batch.images[0]))
+        return Loss(functional.mse_loss(found.to(batch.targets[0].dtype), batch.targets[0]))
+'''
 
 
-def test_moco_enqueues_after_the_loss_and_goes_round():
-    cls = get_method("moco")
-    method = cls(cls.Config(queue=8, embedding_dim=4), student_dim=WIDTH)
-    student = TinyStudent()
-    method.adopt(student)
-    batch = make_batch(cls.needs(method.config))
-    first = method(student, batch).value.detach()
-    assert float(first) == 0.0  # nothing to tell apart yet: no random vectors stand in
-    assert method.queue.abs().sum() == 0
-    method.finish_step(student)
-    keys = method.queue.clone()
-    assert keys[:6].norm(dim=1).min() > 0.99
-    assert keys[6:].abs().sum() == 0
-    method(student, batch)
-    method.finish_step(student)
-    torch.testing.assert_close(method.queue[6:8], keys[:2])  # the same images again ...
-    torch.testing.assert_close(method.queue[:4], keys[2:6])  # ... and round to the start
+@pytest.fixture
+def shelve(tmp_path, monkeypatch):
+    """A function that puts a file with the given text on the shelf, for the time of a test."""
+    monkeypatch.setattr(kdcache.methods, "__path__", [*kdcache.methods.__path__, str(tmp_path)])
+
+    def put(text):
+        (tmp_path / "newcomer.py").write_text(text)
+
+    yield put
+    sys.modules.pop("kdcache.methods.newcomer", None)
+    vars(kdcache.methods).pop("newcomer", None)
 
 
-def test_moco_slow_copy_follows_at_its_pace():
-    cls = get_method("moco")
-    method = cls(cls.Config(queue=8, embedding_dim=4, momentum=0.9), student_dim=WIDTH)
-    student = TinyStudent()
-    method.adopt(student)
-    before = method.slow_student.layer.weight.clone()
-    with torch.no_grad():
-        student.layer.weight.add_(1.0)
-    method(student, make_batch(cls.needs(method.config)))
-    method.finish_step(student)
-    torch.testing.assert_close(method.slow_student.layer.weight, before + 0.1)
+def test_file_alone_makes_a_method(shelve):
+    before = available_methods()
+    shelve(NEWCOMER)
+    assert available_methods() == sorted([*before, "newcomer"])
+    for rule in CONTRACT:
+        rule(*prepare("newcomer"))
+
+
+BROKEN = {
+    "a weight that no gradient reaches": (
+        "self.head = ",
+        "self.unused = nn.Linear(2, 2)\n        self.head = ",
+        loss_is_finite_and_reaches_student_and_head,
+    ),
+    "a loss of the first image only": (
+        "found.to(batch.targets[0].dtype), batch.targets[0])",
+        "found[0].to(batch.targets[0].dtype), batch.targets[0][0])",
+        order_within_the_batch_does_not_matter,
+    ),
+    "targets that are normalised in place": (
+        "        return Loss",
+        "        batch.targets[0].div_(2)\n        return Loss",
+        what_stands_still_is_not_moved_by_a_step,
+    ),
+    "a loss in half precision": (
+        "found.to(batch.targets[0].dtype), batch.targets[0])",
+        "found, batch.targets[0].to(found.dtype)).to(found.dtype)",
+        loss_is_at_least_float32_and_float64_stays,
+    ),
+    "state outside of the checkpoint": (
+        "        found = ",
+        "        self.seen = getattr(self, 'seen', 0) + 1\n        found = self.seen * ",
+        state_goes_through_a_checkpoint,
+    ),
+    "settings that take anything": (
+        '"""No knobs."""',
+        'model_config = {"extra": "allow"}',
+        settings_refuse_what_they_do_not_know,
+    ),
+    "no source": ("arXiv", "arxive", source_is_cited),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_contract_finds_what_is_broken(shelve, fault):
+    text, broken, rule = BROKEN[fault]
+    assert text in NEWCOMER
+    shelve(NEWCOMER.replace(text, broken))
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        rule(*prepare("newcomer"))
 
 
 def test_unknown_method_names_a_near_one():

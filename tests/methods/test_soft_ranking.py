@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from kdcache.methods import _soft_ranking
-from kdcache.methods._soft_ranking import attend, soft_ranking_loss
+from kdcache.methods._soft_ranking import attend, attend_to, log_sum_exp, soft_ranking_loss
 
 TEMPERATURES = [(0.2, 0.01), (0.2, 1e-4), (0.04, 0.04), (0.07, 0.2)]
 
@@ -135,3 +135,38 @@ def test_autocast_does_not_reach_the_loss():
     with torch.autocast("cpu", torch.bfloat16):
         found = soft_ranking_loss(student, teacher, negatives, **temperatures)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_rows_without_a_positive_attend_to_the_negatives_alone(monkeypatch, masked):
+    monkeypatch.setattr(_soft_ranking, "_CHUNK", 7)
+    query, keys, others = unit(3, 12), unit(23, 12), unit(23, 4)
+    hidden = [[*range(7), 9], [-1] * 8, [22] * 8] if masked else [[-1] * 8] * 3
+    own = torch.tensor(hidden) if masked else None
+    (mean, other_mean), log_sum = attend_to(query, keys, [keys, others], 0.05, own)
+    for row, left_out in enumerate(hidden):
+        seen = [k for k in range(23) if k not in left_out]
+        weights = torch.stack([torch.exp(query[row] @ keys[k] / 0.05) for k in seen])
+        expected = sum(w * keys[k] for w, k in zip(weights, seen, strict=True)) / weights.sum()
+        other = sum(w * others[k] for w, k in zip(weights, seen, strict=True)) / weights.sum()
+        torch.testing.assert_close(mean[row], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(other_mean[row], other, rtol=0, atol=1e-12)
+        torch.testing.assert_close(log_sum[row], weights.sum().log(), rtol=0, atol=1e-12)
+    alone, same = attend(query, None, keys, 0.05, own)
+    assert torch.equal(alone, mean)
+    assert torch.equal(same, log_sum)
+
+
+@pytest.mark.parametrize("num_keys", [0, 5])
+def test_row_that_sees_no_key_has_an_empty_sum(num_keys):
+    query, keys = unit(2, 6).float(), unit(num_keys, 6).float()
+    mean, log_sum = attend(query, None, keys, 0.1, torch.arange(num_keys).expand(2, -1))
+    assert not mean.any()
+    assert log_sum.tolist() == [-math.inf, -math.inf]
+
+
+def test_log_sum_passes_the_numeric_check(monkeypatch):
+    monkeypatch.setattr(_soft_ranking, "_CHUNK", 4)
+    keys, own = unit(9, 5), torch.tensor([[0, 5], [-1, -1], [8, -1]])
+    query = unit(3, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: log_sum_exp(z, keys, 0.1, own), (query,))

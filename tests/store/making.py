@@ -1,6 +1,7 @@
-"""Small caches for the tests of `store`, made in this process or in others that may be killed."""
+"""Small caches for the tests of `store`, made and grown in processes that may be killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.store import ArraySpec, CacheWriter, RowIndex, create_cache, layout
+from kdcache.store import (
+    ArraySpec,
+    CacheWriter,
+    Neighbours,
+    RowIndex,
+    create_cache,
+    grow_cache,
+    layout,
+    neighbour_files,
+    open_cache,
+    plain,
+)
 
 SPECS = (ArraySpec("embedding", 8), ArraySpec("feature", 64, "float32"))
 NUM_ROWS = 1100
@@ -81,6 +93,33 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
+def graph(k: int = 2, num_rows: int = NUM_ROWS) -> dict[str, bytes]:
+    """The files of a made-up kNN graph."""
+    random = np.random.default_rng(k)
+    index = random.integers(0, num_rows, (num_rows, k)).astype(np.int32)
+    similarity = random.random((num_rows, k)).astype(np.float32)
+    return neighbour_files(Neighbours(index, similarity, {"k": k, "array": "feature"}))
+
+
+def fitted_head(seed: int = 0, bias: bool = False) -> dict[str, bytes]:
+    """The files of a made-up head that somebody fitted."""
+    random = np.random.default_rng(seed)
+    layers = [{"kind": "linear", "in": 64, "out": 4, "bias": bias}]
+    origin = {"kind": "fitted", "method": "whiten", "seed": seed}
+    files = {"head/zarr.json": plain.group_file({"layers": layers, "origin": origin})}
+    for name, shape in (("weight", (4, 64)), ("bias", (4,)))[: 1 + bias]:
+        values = random.normal(size=shape).astype(np.float32)
+        files |= plain.array_files(f"head/0.{name}", values)
+    return files
+
+
+def promises(path: Path) -> dict[str, bytes]:
+    """Every file of a cache but the lock of those who grow it, which holds nothing."""
+    files = tree(path)
+    files.pop("manifests/.lock", None)
+    return files
+
+
 def child(*arguments: object) -> subprocess.Popen:
     """A process that runs one of the commands below."""
     root = Path(__file__).parents[2]
@@ -125,6 +164,40 @@ def _sweep(folder: str, stride: str) -> None:
     print(deaths)
 
 
+def _sweep_growth(folder: str) -> None:
+    """Grow caches that die at each step on disk; look at what they left, and complete them."""
+    os.fsync = lambda handle: None
+    old, whole = Path(folder) / "old", Path(folder) / "whole"
+    make(old, num_rows=150, num_views=2, unreadable={}, head=None)
+    shutil.copytree(old, whole)
+    files = graph(num_rows=150)
+    before = open_cache(old)
+    after = grow_cache(open_cache(whole), files)
+    deaths, seen = 0, set()
+    while True:
+        path = Path(folder) / str(deaths)
+        shutil.copytree(old, path)
+        process = os.fork()
+        if process == 0:
+            _die_at(deaths)
+            grow_cache(open_cache(path), files)
+            os._exit(0)
+        _, status = os.waitpid(process, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0:
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        left = open_cache(path)
+        assert left.identity in (before.identity, after.identity)
+        assert (left.neighbours() is None) == (left.identity == before.identity)
+        assert np.array_equal(left.slab("feature", 1), before.slab("feature", 1))
+        seen.add(left.identity)
+        grow_cache(left, files)
+        assert promises(path) == promises(whole), f"died at step {deaths}"
+        deaths += 1
+    assert len(seen) == 2
+    print(deaths)
+
+
 def _die_at(step: int) -> None:
     """Send SIGKILL to this process instead of its `step`-th change on disk."""
     left = [step]
@@ -144,4 +217,5 @@ def _die_at(step: int) -> None:
 
 if __name__ == "__main__":
     shrink_shards()
-    {"part": _part, "sweep": _sweep, "make": make}[sys.argv[1]](*sys.argv[2:])
+    commands = {"part": _part, "sweep": _sweep, "sweep-growth": _sweep_growth, "make": make}
+    commands[sys.argv[1]](*sys.argv[2:])

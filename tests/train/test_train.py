@@ -13,57 +13,25 @@ import time
 import numpy as np
 import pytest
 import torch
-from small import CPU, make_cache
+from small import CPU, add_graph, make_cache, recipe_for, run
 
 from kdcache.errors import CacheMismatch, ConfigError, DataError, TrainingError
 from kdcache.images import open_images
-from kdcache.methods import available_methods
+from kdcache.methods import available_methods, get_method
 from kdcache.progress import progress_bar
 from kdcache.recipe import build_recipe
 from kdcache.store import open_cache
 from kdcache.students import load_student
-from kdcache.train import read_metrics, run_training
-
-WORKERS = 0
-
-SMALL = {
-    "simreg": {},
-    "seed": {"queue": 20},
-    "moco": {"queue": 20},
-}
+from kdcache.train import read_metrics
 
 
 @pytest.fixture(scope="module")
 def cache_path(tiny_images, tiny_weights, tmp_path_factory):
-    """A finished cache, not to be changed."""
+    """A finished cache with all that a method may need, not to be changed."""
     out = tmp_path_factory.mktemp("cache") / "tiny.zarr"
     make_cache(tiny_images, tiny_weights, out)
+    add_graph(out)
     return out
-
-
-def recipe_for(method="simreg", **tables):
-    settings = {
-        "method": {"name": method, **SMALL.get(method, {})},
-        "student": {"name": "test_resnet", "image_size": 32},
-        "train": {"epochs": 2, "batch_size": 8},
-        "run": {"policy": "weak", "log_every": 1},
-    }
-    for name, table in tables.items():
-        settings[name] = {**settings[name], **table}
-    return build_recipe(settings)
-
-
-def run(recipe, data, out, cache):
-    with_cache = cache is not None and recipe.method != "moco"
-    return run_training(
-        recipe,
-        open_images(data),
-        out,
-        cache=open_cache(cache) if with_cache else None,
-        device=CPU,
-        workers=WORKERS,
-        bar=progress_bar,
-    )
 
 
 @pytest.mark.parametrize("method", available_methods())
@@ -87,7 +55,7 @@ def test_loss_falls(tiny_images, cache_path, tmp_path):
 
 def test_first_step_is_what_a_plain_script_computes(tiny_images, cache_path, tmp_path):
     """SimReg's loss of the first batch, from pixels and targets that are looked up by hand."""
-    from kdcache.methods import TeacherSide, get_method
+    from kdcache.methods import TeacherSide
     from kdcache.students import build_student
     from kdcache.targets import permutation
     from kdcache.views import ViewMaker, get_policy, get_renderer
@@ -96,13 +64,13 @@ def test_first_step_is_what_a_plain_script_computes(tiny_images, cache_path, tmp
     cache, images = open_cache(cache_path), open_images(tiny_images)
     rows = permutation(48, seed=0, epoch=0)[:8]
     maker = ViewMaker(images, cache.image_ids, get_policy("weak"), 0, get_renderer("r0"), 32)
-    pixels = torch.from_numpy(maker.make(rows, np.array([0])).pixels[:, 0])
+    pixels = torch.from_numpy(maker.make(rows, np.array([0])).pixels[0])
     target = torch.from_numpy(cache.rows("feature", rows, np.zeros(8, np.int64)))
     torch.manual_seed(0)
     student = build_student("test_resnet", image_size=32)
     method = get_method("simreg")
     teachers = [TeacherSide(target.shape[1])]
-    head = method(method.Config(), student_dim=student.feature_dim, teachers=teachers).head
+    head = method(method.Config(), student_dim=student.feature_dim, teachers=teachers).heads[0]
     prediction = torch.nn.functional.normalize(head(student(pixels)), dim=1)
     expected = (prediction - torch.nn.functional.normalize(target, dim=1)).square().sum(1).mean()
     assert read_metrics(tmp_path / "run")[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
@@ -120,7 +88,7 @@ CHILD = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from train.test_train import recipe_for, run
+from small import recipe_for, run
 recipe = recipe_for(sys.argv[2], run={"checkpoint_every_s": 0.0}, train={"epochs": 3})
 run(recipe, Path(sys.argv[3]), Path(sys.argv[4]), Path(sys.argv[5]))
 """
@@ -132,9 +100,45 @@ def start_child(method, data, out, cache) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
 
+class Broken(BaseException):
+    """What nobody catches."""
+
+
+@pytest.mark.parametrize("method", available_methods())
+def test_broken_run_ends_bit_for_bit_as_the_unbroken_one(
+    method, tiny_images, cache_path, tmp_path, monkeypatch
+):
+    from kdcache.train import loop
+
+    often = recipe_for(method, run={"checkpoint_every_s": 0.0}, train={"epochs": 3})
+    whole = run(often, tiny_images, tmp_path / "whole", cache_path)
+    for steps in (3, 5):
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_step", breaks_after(steps, loop._step))
+            with pytest.raises(Broken):
+                run(often, tiny_images, tmp_path / "broken", cache_path)
+    ended = run(often, tiny_images, tmp_path / "broken", cache_path)
+    assert ended.student.read_bytes() == whole.student.read_bytes()
+    losses = [[r["loss"] for r in read_metrics(tmp_path / name)] for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 18
+
+
+def breaks_after(steps, step):
+    """The training step, that many times; then `Broken`."""
+    left = iter(range(steps))
+
+    def stepping(*arguments):
+        if next(left, None) is None:
+            raise Broken
+        return step(*arguments)
+
+    return stepping
+
+
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("method", available_methods())
+@pytest.mark.parametrize("method", ["seed", "disco"])
 def test_killed_run_ends_bit_for_bit_as_the_unbroken_one(method, tiny_images, cache_path, tmp_path):
     assert start_child(method, tiny_images, tmp_path / "whole", cache_path).wait() == 0
     for kill_at in (3, 8):
@@ -255,13 +259,14 @@ def test_added_images_take_no_part_and_are_told_of(tiny_images, cache_path, tmp_
     data = tmp_path / "train"
     shutil.copytree(tiny_images, data)
     shutil.copy(data / "class0" / "000.jpg", data / "class0" / "zzz.jpg")
-    outcome = run(recipe_for(), data, tmp_path / "run", cache_path)
-    assert outcome.notes[0].startswith("1 images of")
+    told = []
+    run(recipe_for(), data, tmp_path / "run", cache_path, tell=told.append)
+    assert told[0].startswith("1 images of")
 
 
 REFUSED = {
     "policy": (
-        recipe_for(run={"policy": None}, method="seed"),
+        recipe_for("seed", run={"policy": None}),
         "`moco_v2` views",
         "run.policy=weak",
     ),
@@ -280,6 +285,17 @@ def test_what_does_not_fit_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
+def test_batch_that_the_processes_cannot_share_is_refused(
+    tiny_images, cache_path, tmp_path, monkeypatch
+):
+    from kdcache import distributed
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match="a batch of 8 cannot be dealt to 3") as caught:
+        run(recipe_for(), tiny_images, tmp_path / "run", cache_path)
+    assert caught.value.hint == "--set train.batch_size=6"
+
+
 def test_unmasked_queue_of_more_than_half_of_the_images_is_refused(
     tiny_images, cache_path, tmp_path
 ):
@@ -295,17 +311,31 @@ def test_teacher_without_a_head_has_no_embedding(tiny_images, headless_weights, 
     make_cache(tiny_images, headless_weights, tmp_path / "c")
     with pytest.raises(CacheMismatch, match=r"`embedding`.*holds only: feature") as caught:
         run(recipe_for("seed"), tiny_images, tmp_path / "run", tmp_path / "c")
+    assert "kdcache head" in caught.value.hint
     assert "--set method.target=feature" in caught.value.hint
     tables = recipe_for("seed").to_dict()
     feature = build_recipe({**tables, "method": {**tables["method"], "target": "feature"}})
     assert run(feature, tiny_images, tmp_path / "run", tmp_path / "c").finished
 
 
-def test_cache_that_left_the_embedding_out_says_how_to_get_it(tiny_images, tiny_weights, tmp_path):
+def test_cache_that_left_the_feature_out_says_how_to_get_it(tiny_images, tiny_weights, tmp_path):
+    make_cache(tiny_images, tiny_weights, tmp_path / "c", arrays=("embedding",))
+    with pytest.raises(CacheMismatch, match="holds only: embedding") as caught:
+        run(recipe_for("simreg"), tiny_images, tmp_path / "run", tmp_path / "c")
+    assert "--arrays feature" in caught.value.hint
+
+
+def test_embedding_that_is_not_kept_is_derived_from_feature_and_head(
+    tiny_images, tiny_weights, cache_path, tmp_path
+):
+    """The loss curves are those of the stored embedding."""
     make_cache(tiny_images, tiny_weights, tmp_path / "c", arrays=("feature",))
-    with pytest.raises(CacheMismatch, match="holds only: feature") as caught:
-        run(recipe_for("seed"), tiny_images, tmp_path / "run", tmp_path / "c")
-    assert "--arrays feature,embedding" in caught.value.hint
+    for name, cache in (("stored", cache_path), ("derived", tmp_path / "c")):
+        run(recipe_for("seed"), tiny_images, tmp_path / name, cache)
+    stored, derived = (
+        [r["loss"] for r in read_metrics(tmp_path / name)] for name in ("stored", "derived")
+    )
+    assert derived == pytest.approx(stored, rel=1e-5)
 
 
 def test_views_that_the_teacher_did_not_see_are_refused(
@@ -331,7 +361,7 @@ def test_student_may_see_another_size_than_the_teacher(tiny_images, cache_path, 
 def test_run_says_what_it_was_made_with(tiny_images, cache_path, tmp_path):
     run(recipe_for(), tiny_images, tmp_path / "run", cache_path)
     kept = json.loads((tmp_path / "run" / "recipe.json").read_bytes())
-    assert kept["cache"] == open_cache(cache_path).identity
+    assert kept["caches"] == [open_cache(cache_path).identity]
     assert kept["recipe"]["run"]["precision"] == "fp32"  # `auto` is settled
     assert kept["recipe"]["train"]["lr"] == 0.05
     assert kept["versions"]["torch"] == importlib.metadata.version("torch")
@@ -340,10 +370,10 @@ def test_run_says_what_it_was_made_with(tiny_images, cache_path, tmp_path):
 def test_run_without_a_cache_goes_on_with_the_same_images_only(tiny_images, tmp_path):
     data = tmp_path / "train"
     shutil.copytree(tiny_images, data)
-    run(recipe_for("moco"), data, tmp_path / "run", None)
+    run(recipe_for("moco"), data, tmp_path / "run")
     shutil.copy(data / "class0" / "000.jpg", data / "class0" / "zzz.jpg")
     with pytest.raises(ConfigError, match="holds another run: `images`"):
-        run(recipe_for("moco"), data, tmp_path / "run", None)
+        run(recipe_for("moco"), data, tmp_path / "run")
 
 
 def test_gradient_that_is_not_finite_stops_the_run(tiny_images, cache_path, tmp_path, monkeypatch):
@@ -378,10 +408,13 @@ def test_full_disk_while_saving_keeps_the_old_checkpoint(tiny_images, cache_path
     run(recipe_for(), tiny_images, tmp_path / "run", cache_path)
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     from kdcache.train.checkpoint import State, load_checkpoint, save_checkpoint
-    from kdcache.train.run import _build_state, _lesson_from
+    from kdcache.train.lesson import lesson_from
+    from kdcache.train.run import _build_state
 
-    recipe, cache = recipe_for(), open_cache(cache_path)
-    lesson, _ = _lesson_from(cache, recipe, open_images(tiny_images), CPU, progress_bar, [])
+    recipe, images = recipe_for(), open_images(tiny_images)
+    lesson = lesson_from(
+        [open_cache(cache_path)], recipe, images, device=CPU, tell=print, bar=progress_bar
+    )
     state: State = _build_state(recipe, lesson, CPU)
     assert load_checkpoint(tmp_path / "run", state)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -401,7 +434,9 @@ def test_signal_to_the_whole_group_ends_in_a_checkpoint(tiny_images, cache_path,
     """As Slurm and systemd send it: the workers die, the run does not lose its steps."""
     tests = os.path.dirname(os.path.dirname(__file__))
     code = CHILD.replace('epochs": 3', 'epochs": 3000').replace("0.0}", "600.0}")
-    code = code.replace("run(recipe", "import train.test_train as t; t.WORKERS = 2; run(recipe")
+    code = code.replace(
+        "run(recipe", "import functools; run = functools.partial(run, workers=2); run(recipe"
+    )
     command = [sys.executable, "-c", code, tests, "simreg", str(tiny_images)]
     command += [str(tmp_path / "run"), str(cache_path)]
     child = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -44,6 +44,19 @@ def test_the_same_views_are_the_same_bits(make_maker, kept):
     assert str(report) == "16 of 16 views are the same bits"
 
 
+@pytest.mark.parametrize("size", [40, 224])
+def test_small_crops_are_checked_at_their_own_side(make_maker, size):
+    views = np.arange(7)
+    everything = np.ones((len(ROWS), 7), np.bool_)
+    maker = make_maker("multicrop", size=size)
+    kept = maker.make(ROWS, views, witness=everything).witnesses
+    assert {one.view for one in kept} == set(range(7))
+    assert check_witnesses(kept, maker, count=42).differences == ()
+    small = [one for one in kept if one.view == 5]
+    with pytest.raises(CacheMismatch, match="stage that differs is `geometry`"):
+        check_witnesses(small, dataclasses.replace(maker, renderer=Shifted("geometry", 9)))
+
+
 def test_fewer_witnesses_than_asked_for_are_all_checked_once(make_maker, kept):
     assert check_witnesses(kept[:3], make_maker("weak"), count=16).num_checked == 3
 

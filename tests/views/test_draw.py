@@ -35,6 +35,8 @@ MEANINGS = {
     ("weak", 1): "b278657304a54e1b83625276c79314de555f65dfcafb6f7bbac4319f533a6d9c",
     ("compress", 1): "ed5674dfa1a9b2e57b37d0f93ddc6f4542826ce199d107afcef0d1fba7017e7e",
     ("moco_v2", 1): "92359552ca8d0ccea916621471aa1f4cf6c26e28a12cb96f16f8dc531e136c95",
+    ("swav", 1): "98180725f1db4731303670b1ef9b6a5065b3134cf02058b8762d38cd237e3aeb",
+    ("multicrop", 1): "3381b36aa73810f378556c739ef652705a9c1a4bd6b9090833782e484a9f1f1a",
 }
 
 
@@ -94,12 +96,14 @@ def slow_view(policy, seed, image_id, view, height, width):
     def between(low, high, *slot):
         return low + (high - low) * uniform(*slot)
 
+    small = policy.name == "multicrop" and view % 7 != 0
+    scale = policy.small.scale if small else policy.scale
     low, high = policy.ratio
     box_height = height if width / height >= low else round(width / low)
     box_width = width if width / height <= high else round(height * high)
     top, left = (height - box_height) // 2, (width - box_width) // 2
     for block in range(4, 14):
-        area = height * width * between(*policy.scale, block, 0)
+        area = height * width * between(*scale, block, 0)
         aspect = math.exp(between(math.log(low), math.log(high), block, 1))
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -116,17 +120,22 @@ def slow_view(policy, seed, image_id, view, height, width):
         hue = round(4096 * between(-policy.hue, policy.hue, 1, 1))
         order = int(uniform(1, 2) * 24)
     grey = uniform(1, 3) < policy.grey
-    sigma = round(1024 * between(*policy.sigma, 2, 1)) if uniform(2, 0) < policy.blur else 0
+    sigma = 0
+    if uniform(2, 0) < policy.blur:
+        sigma = round(1024 * between(*policy.sigma, 2, 1) * (224 / 96 if small else 1))
     box = (top, left, box_height, box_width)
     return (*box, uniform(0, 0) < policy.flip, jitter, *factors, hue, order, grey, sigma)
 
 
-@pytest.mark.parametrize("name", ["weak", "compress", "moco_v2"])
+@pytest.mark.parametrize(
+    ("name", "num_views"),
+    [("weak", 3), ("compress", 3), ("moco_v2", 3), ("swav", 3), ("multicrop", 9)],
+)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_view_is_the_one_of_the_table_of_slots(name, shape):
-    drawn = draw_many(name, 12, 3, shape, seed=2**40 + 3)
+def test_a_view_is_the_one_of_the_table_of_slots(name, num_views, shape):
+    drawn = draw_many(name, 12, num_views, shape, seed=2**40 + 3)
     for row, image_id in enumerate(fixed_ids(12)):
-        for view in range(3):
+        for view in range(num_views):
             slow = slow_view(get_policy(name), 2**40 + 3, image_id.tobytes(), view, *shape)
             assert drawn[row, view].item() == slow
 
@@ -171,19 +180,25 @@ def assert_same_distribution(ours, theirs, chance=1e-4):
     assert distance < math.sqrt(-math.log(chance / 2) / 2 * (n + m) / (n * m))
 
 
-@pytest.mark.parametrize("name", ["weak", "compress"])
+@pytest.mark.parametrize(
+    ("name", "views", "scale"),
+    [
+        ("weak", [0, 1], [0.2, 1.0]),
+        ("compress", [0, 1], [0.08, 1.0]),
+        ("swav", [0, 1], [0.14, 1.0]),
+        ("multicrop", [0, 7], [0.14, 1.0]),
+        ("multicrop", [1, 6], [0.05, 0.14]),
+        ("multicrop", [3, 11], [0.05, 0.14]),
+    ],
+)
 @pytest.mark.parametrize("shape", SHAPES[:4])
-def test_boxes_are_distributed_as_those_of_torchvision(name, shape):
+def test_boxes_are_distributed_as_those_of_torchvision(name, views, scale, shape):
     height, width = shape
-    policy = get_policy(name)
-    drawn = draw_many(name, 1500, 2, shape).ravel()
+    drawn = draw_many(name, 1500, 14, shape)[:, views].ravel()
     torch.manual_seed(0)
     image = torch.empty(1, height, width)
     theirs = np.array(
-        [
-            RandomResizedCrop.get_params(image, list(policy.scale), list(policy.ratio))
-            for _ in range(3000)
-        ]
+        [RandomResizedCrop.get_params(image, scale, [3 / 4, 4 / 3]) for _ in range(3000)]
     )
     ours = np.stack([drawn[field] for field in ("top", "left", "height", "width")], 1)
     ours, theirs = ours.astype(float), theirs.astype(float)
@@ -249,6 +264,25 @@ def test_sigma_is_uniform_in_its_span():
     sigma = draw_many("moco_v2", 4000, 2)["sigma"].ravel()
     sigma = sigma[sigma > 0] / 1024
     assert_same_distribution(sigma, np.random.default_rng(0).uniform(0.1, 2.0, 5000))
+
+
+def test_sigma_of_a_small_crop_is_uniform_in_pixels_of_its_own():
+    sigma = draw_many("multicrop", 1200, 7)["sigma"]
+    expected = np.random.default_rng(0).uniform(0.1, 2.0, 5000)
+    for views, side in ((sigma[:, :1], 224), (sigma[:, 1:], 96)):
+        assert_same_distribution(views[views > 0] / 1024 * side / 224, expected)
+
+
+def test_the_views_of_multicrop_are_those_of_swav_but_for_the_small_boxes():
+    """Fixed slots again: of a set the large crop is the very same, of the others all but box and
+    blur."""
+    swav, multicrop = draw_many("swav", 40, 14), draw_many("multicrop", 40, 14)
+    np.testing.assert_array_equal(multicrop[:, [0, 7]], swav[:, [0, 7]])
+    for field in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "order", "grey"):
+        np.testing.assert_array_equal(multicrop[field], swav[field])
+    area = multicrop["height"] * multicrop["width"] / (375 * 500)
+    assert area[:, [0, 7]].max() > 0.8
+    assert np.delete(area, [0, 7], axis=1).max() < 0.142
 
 
 def as_numbers(drawn):

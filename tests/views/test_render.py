@@ -6,7 +6,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional
 
 from kdcache.errors import ConfigError
-from kdcache.views import VIEW, get_renderer
+from kdcache.views import VIEW, Policy, draw, get_policy, get_renderer
 from kdcache.views.render import _ORDERS
 
 SIZE = 96
@@ -137,6 +137,20 @@ def test_blur_scales_with_the_rendered_size():
     ours = get_renderer("r0").colour(pixels, view_with(sigma=2048))
     half, whole = (Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(s)) for s in (1, 2))
     assert error_of(ours, half) < 1 < error_of(ours, whole)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 1.5, 2.0])
+def test_a_small_crop_is_blurred_by_pixels_of_its_own(sigma):
+    """As SEED blurs it: Pillow's sigma on the crop of 96."""
+    only = get_policy("multicrop").to_dict() | {"blur": 1.0, "sigma": [sigma, sigma]}
+    only |= dict.fromkeys(("jitter", "grey", "flip"), 0.0)
+    side, policy = np.array([150]), Policy.from_dict(only)
+    view = draw(policy, 0, np.zeros((1, 16), np.uint8), np.array([1]), side, side)[0, 0]
+    pixels = photograph(96, 96)
+    ours = get_renderer("r0").colour(pixels, view)
+    theirs = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma))
+    unlike = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(sigma * 96 / 224))
+    assert error_of(ours, theirs) < 0.2 * error_of(ours, unlike)
 
 
 def test_changes_come_in_the_drawn_order():

@@ -62,9 +62,27 @@ def test_the_first_stage_that_differs_is_named(make_maker, stage):
 
 def test_a_thumbnail_is_the_mean_of_areas(make_maker):
     maker = make_maker(size=64)
-    pixels = maker.make(np.array([0]), np.array([2])).pixels[0, 0]
+    pixels = maker.make(np.array([0]), np.array([2])).pixels[0][0]
     means = pixels.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
     np.testing.assert_allclose(take_witness(maker, 0, 2).thumbnail, means, atol=0.51)
+
+
+def test_a_thumbnail_of_a_small_crop_is_the_mean_of_areas_too(make_maker):
+    maker = make_maker("multicrop", size=149)
+    pixels = maker.make(np.array([0]), np.array([3])).pixels[0][0]
+    assert pixels.shape == (64, 64, 3)
+    means = pixels.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(take_witness(maker, 0, 3).thumbnail, means, atol=0.51)
+
+
+def test_a_crop_smaller_than_its_thumbnail_has_one(make_maker):
+    """Its nearest pixels, give or take what lies between them."""
+    maker = make_maker("multicrop", size=38)
+    pixels = maker.make(np.array([0]), np.array([3])).pixels[0][0]
+    assert pixels.shape == (16, 16, 3)
+    thumbnail = take_witness(maker, 0, 3).thumbnail
+    np.testing.assert_array_equal(thumbnail.max((0, 1)), pixels.max((0, 1)))
+    np.testing.assert_allclose(thumbnail.mean((0, 1)), pixels.mean((0, 1)), atol=1)
 
 
 def test_witnesses_survive_as_arrays(make_maker):
