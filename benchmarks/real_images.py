@@ -1,0 +1,272 @@
+"""What the methods are worth on real images, by the commands that a user types.
+
+    python benchmarks/real_images.py methods --data tiny50 --weights lite0.safetensors --out OUT
+    python benchmarks/real_images.py views   ...     # accuracy against the number of cached views
+    python benchmarks/real_images.py parity  ...     # a cache against its teacher live
+
+Every step is a `kdcache` command, printed as it starts, whose result stays in OUT: the same call
+goes on where it stopped. `--data` holds train/ and val/ in ImageFolder layout.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+TEACHER = "timm:tf_efficientnet_lite0"
+TEACHER_SIZE = 128
+STUDENT_SIZE = 64
+POLICIES = {"compress": "compress", "compress_1q": "compress", "simreg": "weak", "vkd": "weak"}
+"""The methods whose views are not `moco_v2`'s."""
+PAPERS = ("seed", "disco", "simreg", "retro")
+KIN = ("compress", "compress_1q", "bingo", "coss", "vkd", "lightly")
+FRESH_VIEWS = 30
+"""As many as the epochs of a run: every epoch shows new ones."""
+
+# Where a short run on 10,000 images wants other settings than a long one on a million: smaller
+# batches for more steps, queues below the number of images, a faster slow copy, centred targets.
+SHORT = {"train.batch_size": 64, "train.lr_per_256": "false", "train.per_step": "true"}
+OWN: dict[str, dict[str, object]] = {
+    "moco": {"method.queue": 4096, "method.momentum": 0.99},
+    "seed": {"method.queue": 4096},
+    "disco": {"method.queue": 4096, "method.momentum": 0.99},
+    "retro": {"method.queue": 4096, "method.momentum": 0.99},
+    "simreg": {"method.center": "true", "train.first_epoch": 0},
+    "compress": {"method.queue": 4096},
+    "compress_1q": {"method.queue": 4096},
+    "bingo": {"method.queue": 4096, "method.bag_from_epoch": 2},
+    "coss": {},
+    "vkd": {"train.first_epoch": 0},
+    "lightly": {"method.queue": 4096},
+}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where things are, and how much runs at a time."""
+
+    data: Path
+    weights: Path
+    out: Path
+    jobs: int
+    epochs: int
+    seeds: int
+    num_views: int
+
+    def kdcache(self, *arguments: object, threads: int | None = None) -> str:
+        """Run a command; its standard output."""
+        command = [sys.executable, "-m", "kdcache_cli", *map(str, arguments)]
+        print("kdcache", shlex.join(command[3:]), flush=True)
+        count = threads or max(1, (os.cpu_count() or 1) // self.jobs)
+        log = self.out / "log.txt"
+        with log.open("a") as errors:
+            done = subprocess.run(
+                command,
+                env={**os.environ, "OMP_NUM_THREADS": str(count)},
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        if done.returncode:
+            raise SystemExit(f"that failed with exit code {done.returncode}: see {log}")
+        return done.stdout
+
+    def cache(self, policy: str, dtype: str = "float16", num_views: int | None = None) -> Path:
+        """The teacher's words on a policy's views, with a head and a graph; made if missing."""
+        out = self.out / (f"{policy}.zarr" if dtype == "float16" else f"{policy}-{dtype}.zarr")
+        if not (out / "manifest.json").exists():
+            self.kdcache(
+                "extract", "--teacher", TEACHER, "--weights", self.weights, "--data",
+                self.data / "train", "--views", num_views or self.num_views, "--policy", policy,
+                "--image-size", TEACHER_SIZE, "--dtype", dtype,
+                "--out", out, threads=os.cpu_count(),
+            )  # fmt: skip
+        if policy == "moco_v2":  # those that learn from embeddings or neighbours see its views
+            self.kdcache("head", out, threads=os.cpu_count())
+            self.kdcache("neighbours", out, threads=os.cpu_count())
+        return out
+
+    def student(self, method: str, student: str, seed: int, **more: object) -> dict[str, float]:
+        """Train and evaluate one student: kNN (k = 10) and linear, in percent."""
+        name = "-".join([method, student, *(f"{k.split('.')[1]}{v}" for k, v in more.items())])
+        cache = self.out / f"{POLICIES.get(method, 'moco_v2')}.zarr" if method != "moco" else None
+        run = self.train(method, student, seed, name, cache, **more)
+        return self.score(str(run), run / "scores.json")
+
+    def train(
+        self,
+        method: str,
+        student: str,
+        seed: int,
+        name: str,
+        cache: Path | None,
+        *options: object,
+        **more: object,
+    ) -> Path:
+        """Train one student; its run's folder."""
+        run = self.out / f"{name}-{seed}"
+        settings = {
+            **SHORT,
+            **OWN[method],
+            "student.image_size": STUDENT_SIZE,
+            "train.epochs": self.epochs,
+            "run.seed": seed,
+            **more,
+        }
+        command: list[object] = ["train", "--method", method, "--student", student, "--out", run]
+        command += ["--data", self.data / "train", "--workers", 0, *options]
+        if cache is not None:
+            command += ["--cache", cache]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
+        self.kdcache(*command)
+        return run
+
+    def score(self, subject: str, kept: Path, *more: object) -> dict[str, float]:
+        """kNN and linear accuracy of a network, kept in a file."""
+        if not kept.exists():
+            command = ["eval", subject, "--data", self.data, "--policy", "full", "--json"]
+            text = self.kdcache(*command, "--workers", 0, *more)
+            kept.write_text(text)
+        scores = json.loads(kept.read_text())[subject]
+        knn = next(s for s in scores if s["protocol"] == "knn" and s["setting"]["k"] == 10)
+        linear = next(s for s in scores if s["protocol"] == "linear" and s["metric"] == "top1")
+        return {"knn": knn["value"], "linear": linear["value"]}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+def table(bench: Bench, jobs: dict[str, tuple[str, str, dict[str, object]]]) -> None:
+    """Train every job with every seed, some at a time, and print a row for each."""
+    seeds = range(bench.seeds)
+    with ThreadPoolExecutor(bench.jobs) as pool:
+        # Seed by seed, so that a table of all rows is there early.
+        futures = {
+            (row, seed): pool.submit(bench.student, method, student, seed, **more)
+            for seed in seeds
+            for row, (method, student, more) in jobs.items()
+        }
+        rows = {row: [futures[row, seed].result() for seed in seeds] for row in jobs}
+    print(f"\n| % on val, {bench.epochs} epochs, {bench.seeds} seeds | kNN, k = 10 | linear |")
+    print("|---|---:|---:|")
+    for row, scores in rows.items():
+        knn, linear = ([score[key] for score in scores] for key in ("knn", "linear"))
+        print(f"| {row} | {spread(knn)} | {spread(linear)} |")
+    (bench.out / "table.json").write_text(json.dumps(rows, indent=1))
+
+
+def methods(bench: Bench, names: Sequence[str], student: str) -> None:
+    """Every method with the same student, epochs and images."""
+    for policy in sorted({POLICIES.get(name, "moco_v2") for name in names if name != "moco"}):
+        bench.cache(policy)
+    untrained = ("--image-size", STUDENT_SIZE)
+    found = bench.score(f"untrained:{student}", bench.out / f"untrained-{student}.json", *untrained)
+    print(f"untrained {student}: kNN {found['knn']:.1f}, linear {found['linear']:.1f}")
+    table(bench, {name: (name, student, {}) for name in names})
+
+
+def views(bench: Bench, student: str) -> None:
+    """SimReg and SEED on 1, 2, 4, 8, 16 views of a cache, and on new ones in every epoch."""
+    jobs = {}
+    for method in ("simreg", "seed"):
+        bench.cache(POLICIES.get(method, "moco_v2"))
+        for count in (1, 2, 4, 8, 16, bench.num_views):
+            jobs[f"{method}, {count} views"] = (method, student, {"run.views": count})
+    table(bench, jobs)
+
+
+def parity(bench: Bench, student: str) -> None:
+    """A float32 and a float16 cache against the teacher live, over the first two epochs' steps.
+
+    The loss curves of float32 and live are compared step by step, the students of float16 and live
+    by kNN.
+    """
+    print(
+        "\n| 2 epochs | loss, float32 against live: largest relative difference "
+        "| kNN, float16 | kNN, live |"
+    )
+    print("|---|---:|---:|---:|", flush=True)
+    for method in PAPERS:
+        policy = POLICIES.get(method, "moco_v2")
+        short, exact = bench.cache(policy), bench.cache(policy, "float32", 2)
+        live = ("--online", "--weights", bench.weights)
+        sources: list[tuple[str, Path, tuple[object, ...], int]] = [
+            ("float32", exact, (), 1),
+            ("float16", short, (), bench.seeds),
+            ("live", exact, live, bench.seeds),
+        ]
+        more = {"train.epochs": 2, "run.views": 2, "run.log_every": 1}
+        with ThreadPoolExecutor(bench.jobs) as pool:
+            futures = {
+                (kind, seed): pool.submit(
+                    bench.train, method, student, seed, f"parity-{method}-{kind}", cache, *options,
+                    **more,
+                )
+                for kind, cache, options, seeds in sources
+                for seed in range(seeds)
+            }  # fmt: skip
+            runs = {key: future.result() for key, future in futures.items()}
+        losses = [
+            [
+                json.loads(line)["loss"]
+                for line in (runs[kind, 0] / "metrics.jsonl").read_text().splitlines()
+            ]
+            for kind in ("float32", "live")
+        ]
+        apart = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
+        knn = {
+            kind: [
+                bench.score(str(runs[kind, seed]), runs[kind, seed] / "scores.json")["knn"]
+                for seed in range(bench.seeds)
+            ]
+            for kind in ("float16", "live")
+        }
+        print(
+            f"| {method}, {len(losses[0])} steps | {apart:.1e} "
+            f"| {spread(knn['float16'])} | {spread(knn['live'])} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Read the command line and run one of the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("table", choices=["methods", "views", "parity"])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True, help="of tf_efficientnet_lite0")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--student", default="mobilenetv3_small_100")
+    parser.add_argument("--methods", default=",".join(("moco", *PAPERS, *KIN)))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--views", type=int, default=FRESH_VIEWS)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        given.data, given.weights, given.out, given.jobs, given.epochs, given.seeds, given.views
+    )
+    if given.table == "methods":
+        methods(bench, given.methods.split(","), given.student)
+    elif given.table == "views":
+        views(bench, given.student)
+    else:
+        parity(bench, given.student)
+
+
+if __name__ == "__main__":
+    main()
