@@ -20,31 +20,42 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from kdcache.methods import get_method
+
 TEACHER = "timm:tf_efficientnet_lite0"
 TEACHER_SIZE = 128
 STUDENT_SIZE = 64
-POLICIES = {"compress": "compress", "compress_1q": "compress", "simreg": "weak", "vkd": "weak"}
-"""The methods whose views are not `moco_v2`'s."""
 PAPERS = ("seed", "disco", "simreg", "retro")
 KIN = ("compress", "compress_1q", "bingo", "coss", "vkd", "lightly")
 FRESH_VIEWS = 30
 """As many as the epochs of a run: every epoch shows new ones."""
 
 # Where a short run on 10,000 images wants other settings than a long one on a million: smaller
-# batches for more steps, queues below the number of images, a faster slow copy, centred targets.
-SHORT = {"train.batch_size": 64, "train.lr_per_256": "false", "train.per_step": "true"}
+# batches for more steps, one schedule for all, queues below half of the images, a faster slow
+# copy, centred targets. The rates are the best of a few in runs of six epochs (docs/results.md).
+SHORT: dict[str, object] = {
+    "train.batch_size": 64,
+    "train.lr_per_256": "false",
+    "train.lr": 0.1,
+    "train.schedule": "cosine",
+    "train.per_step": "true",
+    "train.warmup_epochs": 1,
+    "train.first_epoch": 0,
+}
+QUEUE = {"method.queue": 4096}
+SLOW = {"method.momentum": 0.99}
 OWN: dict[str, dict[str, object]] = {
-    "moco": {"method.queue": 4096, "method.momentum": 0.99},
-    "seed": {"method.queue": 4096},
-    "disco": {"method.queue": 4096, "method.momentum": 0.99},
-    "retro": {"method.queue": 4096, "method.momentum": 0.99},
-    "simreg": {"method.center": "true", "train.first_epoch": 0},
-    "compress": {"method.queue": 4096},
-    "compress_1q": {"method.queue": 4096},
-    "bingo": {"method.queue": 4096, "method.bag_from_epoch": 2},
-    "coss": {},
-    "vkd": {"train.first_epoch": 0},
-    "lightly": {"method.queue": 4096},
+    "moco": {**QUEUE, **SLOW},
+    "seed": {**QUEUE, "method.teacher_temperature": 0.04},
+    "disco": {**QUEUE, **SLOW},
+    "retro": {**QUEUE, **SLOW},
+    "simreg": {"method.center": "true", "train.lr": 0.2},
+    "compress": {**QUEUE, **SLOW},
+    "compress_1q": QUEUE,
+    "bingo": {**QUEUE, "method.bag_from_epoch": 2},
+    "coss": {"train.lr": 0.2},
+    "vkd": {"train.lr": 0.2},
+    "lightly": QUEUE,
 }
 
 
@@ -78,25 +89,29 @@ class Bench:
             raise SystemExit(f"that failed with exit code {done.returncode}: see {log}")
         return done.stdout
 
-    def cache(self, policy: str, dtype: str = "float16", num_views: int | None = None) -> Path:
+    def cache(self, policy: str) -> Path:
         """The teacher's words on a policy's views, with a head and a graph; made if missing."""
-        out = self.out / (f"{policy}.zarr" if dtype == "float16" else f"{policy}-{dtype}.zarr")
+        return self.extracted(policy, self.out / f"{policy}.zarr", self.num_views, "bf16")
+
+    def extracted(
+        self, policy: str, out: Path, num_views: int, precision: str, dtype: str = "float16"
+    ) -> Path:
+        """A cache; what is there already is left alone."""
         if not (out / "manifest.json").exists():
             self.kdcache(
                 "extract", "--teacher", TEACHER, "--weights", self.weights, "--data",
-                self.data / "train", "--views", num_views or self.num_views, "--policy", policy,
-                "--image-size", TEACHER_SIZE, "--dtype", dtype,
-                "--out", out, threads=os.cpu_count(),
+                self.data / "train", "--views", num_views, "--policy", policy, "--image-size",
+                TEACHER_SIZE, "--dtype", dtype, "--precision", precision, "--out", out,
             )  # fmt: skip
-        if policy == "moco_v2":  # those that learn from embeddings or neighbours see its views
-            self.kdcache("head", out, threads=os.cpu_count())
-            self.kdcache("neighbours", out, threads=os.cpu_count())
+            self.kdcache("neighbours", out)
+            if policy == "moco_v2":  # those that learn from an embedding see its views
+                self.kdcache("head", out)
         return out
 
     def student(self, method: str, student: str, seed: int, **more: object) -> dict[str, float]:
         """Train and evaluate one student: kNN (k = 10) and linear, in percent."""
         name = "-".join([method, student, *(f"{k.split('.')[1]}{v}" for k, v in more.items())])
-        cache = self.out / f"{POLICIES.get(method, 'moco_v2')}.zarr" if method != "moco" else None
+        cache = self.cache(get_method(method).views) if method != "moco" else None
         run = self.train(method, student, seed, name, cache, **more)
         return self.score(str(run), run / "scores.json")
 
@@ -135,7 +150,7 @@ class Bench:
             command = ["eval", subject, "--data", self.data, "--policy", "full", "--json"]
             text = self.kdcache(*command, "--workers", 0, *more)
             kept.write_text(text)
-        scores = json.loads(kept.read_text())[subject]
+        (scores,) = json.loads(kept.read_text()).values()  # of the one subject
         knn = next(s for s in scores if s["protocol"] == "knn" and s["setting"]["k"] == 10)
         linear = next(s for s in scores if s["protocol"] == "linear" and s["metric"] == "top1")
         return {"knn": knn["value"], "linear": linear["value"]}
@@ -169,7 +184,7 @@ def table(bench: Bench, jobs: dict[str, tuple[str, str, dict[str, object]]]) -> 
 
 def methods(bench: Bench, names: Sequence[str], student: str) -> None:
     """Every method with the same student, epochs and images."""
-    for policy in sorted({POLICIES.get(name, "moco_v2") for name in names if name != "moco"}):
+    for policy in sorted({get_method(name).views for name in names if name != "moco"}):
         bench.cache(policy)
     untrained = ("--image-size", STUDENT_SIZE)
     found = bench.score(f"untrained:{student}", bench.out / f"untrained-{student}.json", *untrained)
@@ -181,50 +196,54 @@ def views(bench: Bench, student: str) -> None:
     """SimReg and SEED on 1, 2, 4, 8, 16 views of a cache, and on new ones in every epoch."""
     jobs = {}
     for method in ("simreg", "seed"):
-        bench.cache(POLICIES.get(method, "moco_v2"))
-        for count in (1, 2, 4, 8, 16, bench.num_views):
+        bench.cache(get_method(method).views)
+        for count in (1, 2, 4, 8, 16):
             jobs[f"{method}, {count} views"] = (method, student, {"run.views": count})
+        jobs[f"{method}, {bench.num_views} views"] = (method, student, {})
     table(bench, jobs)
 
 
+PARITY = {
+    "train.batch_size": 50,
+    "train.epochs": 1,
+    "train.warmup_epochs": 0,
+    "run.views": 2,
+    "run.log_every": 1,
+}
+"""200 steps: one epoch of 10,000 images."""
+
+
 def parity(bench: Bench, student: str) -> None:
-    """A float32 and a float16 cache against the teacher live, over the first two epochs' steps.
+    """A float32 and a float16 cache against the teacher live, in the first steps of a run.
 
     The loss curves of float32 and live are compared step by step, the students of float16 and live
     by kNN.
     """
-    print(
-        "\n| 2 epochs | loss, float32 against live: largest relative difference "
-        "| kNN, float16 | kNN, live |"
-    )
-    print("|---|---:|---:|---:|", flush=True)
+    print("\n| method | steps | loss, float32 against live | kNN, float16 | kNN, live |")
+    print("|---|---:|---:|---:|---:|", flush=True)
     for method in PAPERS:
-        policy = POLICIES.get(method, "moco_v2")
-        short, exact = bench.cache(policy), bench.cache(policy, "float32", 2)
+        policy = get_method(method).views
+        short, exact = (
+            bench.extracted(policy, bench.out / f"parity-{policy}-{dtype}.zarr", 2, "fp32", dtype)
+            for dtype in ("float16", "float32")
+        )
         live = ("--online", "--weights", bench.weights)
         sources: list[tuple[str, Path, tuple[object, ...], int]] = [
+            ("live", exact, live, bench.seeds),
             ("float32", exact, (), 1),
             ("float16", short, (), bench.seeds),
-            ("live", exact, live, bench.seeds),
         ]
-        more = {"train.epochs": 2, "run.views": 2, "run.log_every": 1}
         with ThreadPoolExecutor(bench.jobs) as pool:
             futures = {
                 (kind, seed): pool.submit(
                     bench.train, method, student, seed, f"parity-{method}-{kind}", cache, *options,
-                    **more,
+                    **PARITY,
                 )
                 for kind, cache, options, seeds in sources
                 for seed in range(seeds)
             }  # fmt: skip
             runs = {key: future.result() for key, future in futures.items()}
-        losses = [
-            [
-                json.loads(line)["loss"]
-                for line in (runs[kind, 0] / "metrics.jsonl").read_text().splitlines()
-            ]
-            for kind in ("float32", "live")
-        ]
+        losses = [losses_of(runs[kind, 0]) for kind in ("float32", "live")]
         apart = max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
         knn = {
             kind: [
@@ -234,10 +253,16 @@ def parity(bench: Bench, student: str) -> None:
             for kind in ("float16", "live")
         }
         print(
-            f"| {method}, {len(losses[0])} steps | {apart:.1e} "
+            f"| {method} | {len(losses[0])} | {apart:.1e} "
             f"| {spread(knn['float16'])} | {spread(knn['live'])} |",
             flush=True,
         )
+
+
+def losses_of(run: Path) -> list[float]:
+    """A run's loss in every step."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [record["loss"] for record in records]
 
 
 def main() -> None:

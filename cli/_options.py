@@ -1,5 +1,6 @@
 """Options that several commands take, and what they mean."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,6 +36,23 @@ WorkersOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
+def _go_offline(wanted: bool) -> bool:
+    """Set before torch's and the hub's libraries are imported, which read it only once."""
+    if wanted:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    return wanted
+
+
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Use weights that were downloaded before, and no network.",
+        callback=_go_offline,
+    ),
+]
+
+
 def open_device(name: str | None) -> "torch.device":
     """The device of this name, or the best there is."""
     import torch
@@ -60,8 +78,6 @@ def open_device(name: str | None) -> "torch.device":
 
 def num_workers(wanted: int | None) -> int:
     """How many rendering processes to start."""
-    import os
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return wanted if wanted is not None else min(cores or 1, 16)
 

@@ -7,7 +7,14 @@ import typer
 
 from kdcache.errors import ConfigError
 
-from ._options import DeviceOption, JsonOption, WorkersOption, num_workers, open_device
+from ._options import (
+    DeviceOption,
+    JsonOption,
+    OfflineOption,
+    WorkersOption,
+    num_workers,
+    open_device,
+)
 
 if TYPE_CHECKING:
     from kdcache.evals import Score
@@ -17,7 +24,7 @@ def evaluate(
     target: Annotated[
         str,
         typer.Argument(
-            help="A run's folder, a student's file, timm:MODEL or untrained:MODEL.",
+            help="A run's folder, a student's file, teacher:NAME, timm:MODEL or untrained:MODEL.",
             show_default=False,
         ),
     ],
@@ -35,7 +42,7 @@ def evaluate(
     policy: Annotated[
         str, typer.Option(help="The view to judge by: center (7/8 of the image), or full.")
     ] = "center",
-    weights: Annotated[Path | None, typer.Option(help="Of timm:MODEL.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Of a teacher.")] = None,
     image_size: Annotated[
         int | None, typer.Option(min=8, help="Side in pixels.", show_default="the network's own")
     ] = None,
@@ -45,6 +52,7 @@ def evaluate(
     references: Annotated[
         bool, typer.Option("--references", help="Chance, pixels, an untrained network beside it.")
     ] = False,
+    offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
     as_json: JsonOption = False,
@@ -70,7 +78,7 @@ def evaluate(
     check_protocols(protocols)
     ks = _numbers(k)
     splits = open_splits(data, split, bar=progress_bar)
-    subject = open_subject(target, weights=weights, image_size=image_size)
+    subject = open_subject(target, weights=weights, image_size=image_size, bar=progress_bar)
     run_on, processes = open_device(device), num_workers(workers)
 
     def scores_of(subject: Subject) -> list[Score]:

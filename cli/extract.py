@@ -5,12 +5,23 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._options import DataOption, DeviceOption, WorkersOption, num_workers, open_device
+from ._options import (
+    DataOption,
+    DeviceOption,
+    OfflineOption,
+    WorkersOption,
+    num_workers,
+    open_device,
+)
 
 
 def extract(
     teacher: Annotated[
-        str, typer.Option(help="timm:MODEL, such as timm:resnet50.", show_default=False)
+        str,
+        typer.Option(
+            help="A name of `kdcache teachers`, timm:MODEL, or module:function of your own.",
+            show_default=False,
+        ),
     ],
     data: DataOption,
     out: Annotated[
@@ -20,7 +31,7 @@ def extract(
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Checkpoint: .safetensors, .pth, .pt, .pth.tar.", show_default="timm's own"
+            help="Checkpoint: .safetensors, .pth, .pt, .pth.tar.", show_default="downloaded"
         ),
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
@@ -48,6 +59,7 @@ def extract(
         bool,
         typer.Option("--skip-unreadable", help="Complete the cache without unreadable images."),
     ] = False,
+    offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -56,17 +68,18 @@ def extract(
     Run the same command again after any interruption: it goes on where it stopped.
     """
     from kdcache.extract import run_extraction
+    from kdcache.images import open_images
     from kdcache.progress import progress_bar
+    from kdcache.teachers import load_teacher
 
+    images = open_images(data)  # a mistyped folder is told before a teacher is downloaded
     outcome = run_extraction(
-        teacher=teacher,
-        data=data,
-        out=out,
-        weights=weights,
+        images,
+        load_teacher(teacher, weights=weights, image_size=image_size, bar=progress_bar),
+        out,
         num_views=views,
         policy=policy,
         seed=seed,
-        image_size=image_size,
         arrays=tuple(arrays.split(",")) if arrays else None,
         dtype=dtype,
         precision=precision,

@@ -9,7 +9,7 @@ import typer
 from kdcache import __version__
 from kdcache.errors import KdcacheError
 
-from . import demo, evaluate, extract, head, info, neighbours, shelves, train, verify
+from . import demo, evaluate, extract, head, info, neighbours, shelves, teachers, train, verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -42,6 +42,7 @@ app.command("methods")(shelves.methods)
 app.command("policies")(shelves.policies)
 app.command("published")(shelves.published)
 app.command("students")(shelves.students)
+app.add_typer(teachers.app, name="teachers")
 
 
 def main() -> None:

@@ -7,7 +7,15 @@ import typer
 
 from kdcache.errors import ConfigError
 
-from ._options import DataOption, DeviceOption, WorkersOption, num_workers, open_device, say
+from ._options import (
+    DataOption,
+    DeviceOption,
+    OfflineOption,
+    WorkersOption,
+    num_workers,
+    open_device,
+    say,
+)
 
 
 def train(
@@ -39,8 +47,9 @@ def train(
     ] = False,
     weights: Annotated[
         Path | None,
-        typer.Option(help="With --online: the teacher's checkpoint.", show_default="timm's"),
+        typer.Option(help="With --online: the teacher's checkpoint.", show_default="downloaded"),
     ] = None,
+    offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
 ) -> None:

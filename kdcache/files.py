@@ -64,6 +64,17 @@ def exclusive(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait until nobody else on this machine is in this block for the same folder, then enter."""
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what has been linked or renamed into a folder outlast a loss of power."""
     handle = os.open(folder, os.O_RDONLY)

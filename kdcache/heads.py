@@ -5,8 +5,9 @@ A head travels inside a cache as a description (JSON) and arrays, so it is made 
     {"kind": "linear", "in": 2048, "out": 128, "bias": true}
     {"kind": "batchnorm", "dim": 2048, "affine": true, "eps": 1e-5}
     {"kind": "relu"}
+    {"kind": "gelu"}
 
-Source: the heads of MoCo-v2, SimCLR, SwAV and SimReg, as their released code writes them.
+Source: the heads of MoCo-v2, SimCLR, SwAV, DINO and SimReg, as their released code writes them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,6 +58,21 @@ class ProjectionHead(nn.Sequential):
         parts = [self(part.to(device).float()) for part in torch.split(feature, _ROWS_AT_ONCE)]
         return torch.cat(parts)
 
+    @classmethod
+    def from_modules(cls, modules: nn.Sequential) -> "ProjectionHead":
+        """The head that computes what these modules compute in eval mode, with a copy of them.
+
+        Raises:
+            ConfigError: one is no Linear, BatchNorm1d, ReLU or (exact) GELU.
+        """
+        layers = [_describe(module) for module in modules]
+        arrays = {
+            name: tensor.detach().to("cpu", torch.float32).numpy()
+            for name, tensor in modules.state_dict().items()
+            if not is_counter(name)
+        }
+        return cls.from_arrays(layers, arrays)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Weights and running statistics in float32, named by layer: `0.weight`, `0.bias`, ..."""
         return {
@@ -106,10 +122,36 @@ def _build(layer: Layer) -> nn.Module:
             return nn.BatchNorm1d(dim, eps=eps, affine=affine)
         case {"kind": "relu"} if len(layer) == 1:
             return nn.ReLU(inplace=False)
+        case {"kind": "gelu"} if len(layer) == 1:
+            return nn.GELU()
     raise ConfigError(
         f"`{layer}` is no layer of a projection head",
         hint='write {"kind": "linear", "in": I, "out": O, "bias": B}, '
-        '{"kind": "batchnorm", "dim": D, "affine": B, "eps": E} or {"kind": "relu"}',
+        '{"kind": "batchnorm", "dim": D, "affine": B, "eps": E}, {"kind": "relu"} or '
+        '{"kind": "gelu"}',
+    )
+
+
+def _describe(module: nn.Module) -> Layer:
+    match module:
+        case nn.Linear():
+            bias = module.bias is not None
+            return {
+                "kind": "linear",
+                "in": module.in_features,
+                "out": module.out_features,
+                "bias": bias,
+            }
+        case nn.BatchNorm1d(track_running_stats=True):
+            affine, eps = module.affine, float(module.eps)
+            return {"kind": "batchnorm", "dim": module.num_features, "affine": affine, "eps": eps}
+        case nn.ReLU():
+            return {"kind": "relu"}
+        case nn.GELU(approximate="none"):
+            return {"kind": "gelu"}
+    raise ConfigError(
+        f"a projection head cannot hold `{module}`",
+        hint="make it of Linear, BatchNorm1d, ReLU and GELU in one nn.Sequential, or leave it out",
     )
 
 
@@ -118,7 +160,7 @@ def _dims(layers: list[Layer]) -> tuple[int, int]:
     ends = [
         (layer["in"], layer["out"]) if layer["kind"] == "linear" else (layer["dim"], layer["dim"])
         for layer in layers
-        if layer["kind"] != "relu"
+        if layer["kind"] in ("linear", "batchnorm")
     ]
     if not ends:
         raise ConfigError(

@@ -4,6 +4,7 @@ Teachers and students are both one of these, so they meet the same pixels in the
 Source: Wightman, "PyTorch Image Models", github.com/huggingface/pytorch-image-models.
 """
 
+import dataclasses
 import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models import PretrainedCfg, load_model_config_from_hf
 from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
@@ -19,11 +21,13 @@ from kdcache.shapes import Float, UInt8
 
 Rgb = tuple[float, float, float]
 
+_HUB = "hf-hub:"
+
 
 class Backbone(nn.Module):
-    """Pixels to features, with `model`, a timm model built with `num_classes=0`, inside.
+    """Pixels to features, with `model` inside: timm's, built with `num_classes=0`, or one's own.
 
-    The feature is what timm's `forward_head(..., pre_logits=True)` gives: pooled, and past any
+    The feature of timm's is what `forward_head(..., pre_logits=True)` gives: pooled, and past any
     layers that stand between pooling and classifier (MobileNetV3: 1024 or 1280 wide, not 576).
     """
 
@@ -68,8 +72,8 @@ class Backbone(nn.Module):
         self.train(training)
         if not isinstance(feature, Tensor) or feature.ndim != 2:
             raise ConfigError(
-                f"timm model `{self.name}` does not give one feature vector an image",
-                hint="choose a model that pools its features, such as `resnet18`",
+                f"model `{self.name}` does not give one feature vector an image",
+                hint="choose a model that pools its features, such as timm's `resnet18`",
             )
         return int(feature.shape[1])
 
@@ -110,9 +114,14 @@ def build_backbone(
 def timm_config(name: str) -> Any:
     """What timm knows about a model's published weights: size, mean, std, classifier, licence.
 
+    Args:
+        name: timm's, with or without a tag, or `hf-hub:ORG/MODEL` of the Hugging Face Hub.
+
     Raises:
-        ConfigError: timm has no such model, or no such tag of it; close names are given.
+        ConfigError: there is no such model, or no such tag of it; close names are given.
     """
+    if name.startswith(_HUB):
+        return _hub_config(name)
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models())
@@ -128,6 +137,20 @@ def timm_config(name: str) -> Any:
             f"timm model `{architecture}` has no weights named `{name}`",
             hint=f"use {_either([architecture, *tagged])}",
         ) from error
+
+
+def _hub_config(name: str) -> Any:
+    try:
+        found, architecture, _ = load_model_config_from_hf(name.removeprefix(_HUB))
+    except Exception as error:  # the network, its absence and the hub's library fail in many ways
+        why = "its config.json is not timm's" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(
+            f"`{name}` cannot be had as a timm model from the Hugging Face Hub: {why}",
+            hint="name a repository that timm can load, or give a file: timm:MODEL --weights FILE",
+        ) from error
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)}
+    fields = {key: value for key, value in found.items() if key in known}
+    return PretrainedCfg(**{**fields, "architecture": architecture})
 
 
 def timm_model(name: str, image_size: int, *, pretrained: bool = False) -> nn.Module:
@@ -167,12 +190,16 @@ def _explained(name: str, image_size: int) -> Iterator[None]:
     try:
         yield
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        wanted = timm_config(name).input_size[1]
         raise ConfigError(
-            f"timm model `{name}` cannot take images of `{image_size}` x `{image_size}` pixels: "
+            f"model `{name}` cannot take images of `{image_size}` x `{image_size}` pixels: "
             f"{str(error) or type(error).__name__}",
-            hint=f"use another image size, such as its own: {wanted}",
+            hint="use another image size" + _own_size(name),
         ) from error
+
+
+def _own_size(name: str) -> str:
+    known = timm.is_model(name.partition(".")[0])
+    return f", such as its own: {timm_config(name).input_size[1]}" if known else ""
 
 
 def _side(name: str, config: Any) -> int:

@@ -59,6 +59,7 @@ def progress_bar(title: str, *, total: int, unit: str, done: int = 0) -> Iterato
         else {"mininterval": _PLAIN_LINE_EVERY_S, "miniters": 1, "ncols": 80, "ascii": True,
               "file": _Lines(sys.stderr)}
     )  # fmt: skip
+    look["unit_scale"] = unit == "B"  # bytes are shown as k, M, G
     with tqdm(desc=title, total=total, unit=f" {unit}", initial=done, **look) as bar:
 
         def advance(count: int) -> None:

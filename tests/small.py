@@ -11,22 +11,20 @@ from kdcache.methods import get_method
 from kdcache.progress import progress_bar, silent_bar
 from kdcache.recipe import Recipe, build_recipe
 from kdcache.store import open_cache
+from kdcache.teachers import load_teacher
 from kdcache.train import Outcome, run_training
 
 CPU = torch.device("cpu")
 
 
-def make_cache(data: Path, weights: Path, out: Path, **changes):
+def make_cache(
+    data: Path, weights: Path | None, out: Path, *, model="test_resnet", image_size=32, **changes
+):
     """A cache of test_resnet at 32 px: 2 weak views, features and 16-d embeddings."""
     settings = {
-        "teacher": "timm:test_resnet",
-        "data": data,
-        "out": out,
-        "weights": weights,
         "num_views": 2,
         "policy": "weak",
         "seed": 0,
-        "image_size": 32,
         "arrays": None,
         "dtype": "float32",
         "precision": "fp32",
@@ -36,7 +34,9 @@ def make_cache(data: Path, weights: Path, out: Path, **changes):
         "workers": 0,
         "bar": progress_bar,
     }
-    return run_extraction(**{**settings, **changes})
+    images = open_images(data)
+    teacher = load_teacher(f"timm:{model}", weights=weights, image_size=image_size)
+    return run_extraction(images, teacher, out, **{**settings, **changes})
 
 
 def add_graph(out: Path, k: int = 3) -> None:

@@ -34,6 +34,7 @@ from kdcache.progress import Bar, Tell
 from kdcache.recipe import Recipe, build_recipe
 from kdcache.store import open_cache
 from kdcache.table import format_table
+from kdcache.teachers import load_teacher
 from kdcache.train import run_training
 
 IMAGE_SIZE = 32
@@ -203,14 +204,12 @@ def _train(place: _Place, recipe: Recipe, run: Path, cache: Path | None) -> None
 
 def _extract(place: _Place, weights: Path, policy: str, out: Path) -> None:
     run_extraction(
-        teacher=f"timm:{TEACHER}",
-        data=Path(place.images.source),
-        out=out,
-        weights=weights,
+        place.images,
+        load_teacher(f"timm:{TEACHER}", weights=weights, image_size=IMAGE_SIZE),
+        out,
         num_views=NUM_VIEWS,
         policy=policy,
         seed=place.seed,
-        image_size=IMAGE_SIZE,
         arrays=None,
         dtype="float16",
         precision="fp32",

@@ -7,6 +7,7 @@ from kdcache.evals.knn import knn_accuracy, knn_scores
 from kdcache.evals.linear import linear_probe, linear_probe_augmented
 from kdcache.evals.result import Score, chance
 from kdcache.evals.subject import Subject, open_subject, untrained_like
+from kdcache.evals.teacher_check import TeacherCheck, check_teacher
 
 __all__ = [
     "KS",
@@ -14,8 +15,10 @@ __all__ = [
     "Score",
     "Splits",
     "Subject",
+    "TeacherCheck",
     "chance",
     "check_protocols",
+    "check_teacher",
     "examine",
     "examine_pixels",
     "extract_features",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdcache.errors import ConfigError
+from kdcache.progress import Bar, silent_bar
 from kdcache.shapes import Float, UInt8
 from kdcache.students import STUDENT_FILE, build_student, load_student
 from kdcache.teachers import Teacher, load_teacher
@@ -22,7 +23,7 @@ class Subject:
     architecture: str
 
 
-class _FeatureOf(nn.Module):
+class FeatureOf(nn.Module):
     """A teacher, of which only the feature is asked."""
 
     def __init__(self, teacher: Teacher) -> None:
@@ -35,13 +36,18 @@ class _FeatureOf(nn.Module):
 
 
 def open_subject(
-    target: str, *, weights: Path | None = None, image_size: int | None = None, seed: int = 0
+    target: str,
+    *,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    seed: int = 0,
+    bar: Bar = silent_bar,
 ) -> Subject:
     """The subject that `target` names.
 
     Args:
-        target: a run's folder, a student's file, `untrained:MODEL`, or a teacher's name such as
-            `timm:MODEL`.
+        target: a run's folder, a student's file, `untrained:MODEL`, `teacher:NAME` for a
+            teacher of the registry, `timm:MODEL`, or `module:function`.
         weights: of a teacher.
         image_size: side in pixels; a run and a student's file know their own.
         seed: of an untrained network's weights.
@@ -69,10 +75,12 @@ def open_subject(
     if not colon:
         raise ConfigError(
             f"there is nothing at `{target}`",
-            hint="name a run's folder, a student's file, `timm:MODEL` or `untrained:MODEL`",
+            hint="name a run's folder, a student's file, `teacher:NAME`, `timm:MODEL` or "
+            "`untrained:MODEL`",
         )
-    teacher = load_teacher(target, weights=weights, image_size=image_size)
-    return Subject(target, _FeatureOf(teacher), teacher.image_size, teacher.backbone.name)
+    name = model if kind == "teacher" else target
+    teacher = load_teacher(name, weights=weights, image_size=image_size, bar=bar)
+    return Subject(target, FeatureOf(teacher), teacher.image_size, teacher.backbone.name)
 
 
 def untrained_like(subject: Subject, seed: int = 0) -> Subject:

@@ -11,11 +11,11 @@ import torch
 from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
 from kdcache.extract.engine import Report, extract
 from kdcache.extract.job import Job, describe
-from kdcache.images import ImageIndex, ImageSet, index_images, open_images, refuse_suspects
+from kdcache.images import ImageIndex, ImageSet, index_images, refuse_suspects
 from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
 from kdcache.store import CacheWriter, RowIndex, create_cache, open_cache
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers import Teacher
 from kdcache.versions import library_versions
 from kdcache.views import Policy, get_policy, get_renderer
 
@@ -64,15 +64,13 @@ class Outcome:
 
 
 def run_extraction(
-    *,
-    teacher: str,
-    data: Path,
+    images: ImageSet,
+    teacher: Teacher,
     out: Path,
-    weights: Path | None,
+    *,
     num_views: int,
     policy: str,
     seed: int,
-    image_size: int | None,
     arrays: tuple[str, ...] | None,
     dtype: Literal["float16", "float32"],
     precision: Wanted,
@@ -89,16 +87,14 @@ def run_extraction(
     """
     wanted_policy = get_policy(policy)
     _check_whole_sets(wanted_policy, num_views)
-    images = open_images(data)
-    loaded = load_teacher(teacher, weights=weights, image_size=image_size)
-    _check_small_crops(wanted_policy, loaded)
+    _check_small_crops(wanted_policy, teacher)
     started = time.monotonic()
     index = _index(images, skip_unreadable, workers, bar)
     index_s = time.monotonic() - started
     job = Job(
         images=images,
         index=index,
-        teacher=loaded,
+        teacher=teacher,
         policy=wanted_policy,
         seed=seed,
         num_views=num_views,

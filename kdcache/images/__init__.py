@@ -9,11 +9,13 @@ from kdcache.images.index import (
     index_images,
     refuse_suspects,
 )
+from kdcache.images.part import ImagePart, take_rows
 from kdcache.images.sources import open_images
 
 __all__ = [
     "MAX_PIXELS",
     "ImageIndex",
+    "ImagePart",
     "ImageSet",
     "Unreadable",
     "dataset_fingerprint",
@@ -23,4 +25,5 @@ __all__ = [
     "index_images",
     "open_images",
     "refuse_suspects",
+    "take_rows",
 ]

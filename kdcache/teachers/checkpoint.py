@@ -6,8 +6,8 @@ Source: the published checkpoints of MoCo, SEED, DisCo, SwAV, SimCLR, DINO, SimR
 (methods.md 11).
 """
 
-import argparse
 import errno
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,23 @@ import torch
 from torch import Tensor
 
 from kdcache.errors import TeacherError
-from kdcache.teachers.layout import HEAD_KEY
 
 # In this order: a training checkpoint keeps its networks under the first, DINO under the last.
 _CONTAINERS = ("state_dict", "model", "teacher")
 # Exact prefixes: DisCo's `teacher_encoder_q.` is another network than `encoder_q.`.
-_NETWORKS = ("encoder_q.", "backbone.", "encoder.")
+_NETWORKS = ("encoder_q.", "student.", "backbone.", "encoder.")
+# What lies beside the network and served its training: slow copies, the teachers of students, the
+# layers behind DINO's head, Barlow Twins' normalisation.
+_OTHERS = re.compile(
+    r"(encoder_k|encoder_t|teacher|teacher_encoder_[qk]|bn|head\.last_layer)\..*|queue.*"
+)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors or torch file (`.pth`, `.pt`, `.pth.tar`, `.bin`) on the CPU.
 
     Half precision becomes float32. Of several networks in one file the query encoder or the
-    backbone is kept, together with a projection head that lies beside it.
+    backbone is kept, together with what lies beside it and is not known to be of no use.
 
     Raises:
         TeacherError: there is no such file, it holds no weights, or it holds objects other than
@@ -79,9 +83,31 @@ def _read_safetensors(path: Path) -> Any:
     return safetensors.torch.load_file(path, device="cpu")
 
 
+class _Ignored:
+    """Stands for an object that lies beside the weights; nothing of its own is run."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# What the files of the families hold beside tensors and plain values. torch refuses all others.
+_BAGGAGE = (
+    "argparse.Namespace",  # the command line: DINO, SimReg, CompRess
+    "pathlib.PosixPath",  # in it: DINO
+    "pathlib._local.PosixPath",
+    "numpy.core.multiarray.scalar",  # learning rates: DINO, SwAV
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
+    "__main__.exclude_bias_and_norm",  # the optimiser's: VICReg
+)
+
+
 def _read_pickle(path: Path) -> Any:
-    # SimReg's and CompRess's checkpoints keep their command line beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals([(_Ignored, name) for name in _BAGGAGE]):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -113,7 +139,11 @@ def _network(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             if key.startswith(prefix)
         }
         if inner:
-            beside = {key: value for key, value in tensors.items() if HEAD_KEY.match(key)}
+            beside = {
+                key: value
+                for key, value in tensors.items()
+                if not key.startswith(prefix) and not _OTHERS.fullmatch(key)
+            }
             return {**beside, **_network(inner)}
     return tensors
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdcache.errors import TeacherError
+from kdcache.errors import ConfigError, TeacherError
 from kdcache.heads import ProjectionHead
 from kdcache.networks import Backbone
 from kdcache.shapes import Float, UInt8
@@ -68,6 +68,18 @@ class Teacher(nn.Module):
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode, whatever a module around this one is told."""
         return super().train(False)
+
+    def resize(self, image_size: int) -> None:
+        """Take images of another side from now on.
+
+        Raises:
+            TeacherError: the network cannot.
+        """
+        try:
+            self.backbone.measure(image_size)
+        except ConfigError as error:
+            raise TeacherError(str(error), hint=error.hint) from error
+        self.image_size = self.backbone.image_size = image_size
 
     def description(self) -> dict[str, Any]:
         """Who this teacher is, for recipes: plain JSON values, no paths of this machine."""

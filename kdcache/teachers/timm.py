@@ -71,7 +71,8 @@ def _read(
 
 def _provenance(path: Path | None, backbone: Backbone, config: Any) -> dict[str, Any]:
     if path is None:
-        source = f"timm/{config.architecture}.{config.tag}" if config.tag else backbone.name
+        own = config.tag and not backbone.name.startswith("hf-hub:")
+        source = f"timm/{config.architecture}.{config.tag}" if own else backbone.name
         return {"source": source, "sha256": parameter_digest(backbone.model)}
     # Not its name: the same file under another name is the same teacher.
     return {"source": "file", "sha256": sha256_of(path), "bytes": path.stat().st_size}

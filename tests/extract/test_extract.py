@@ -142,7 +142,7 @@ def test_teacher_tied_to_one_size_is_refused_before_the_first_image(
     monkeypatch.setattr("kdcache.extract.run.index_images", never)
     weights = tmp_path / "vit.pth"
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), weights)
-    change = {"teacher": "timm:test_vit", "image_size": 160}
+    change = {"model": "test_vit", "image_size": 160}
     with pytest.raises(TeacherError, match=r"small crops of `multicrop`.* `69` x `69`") as caught:
         make_cache(tiny_images, weights, tmp_path / "c", policy="multicrop", num_views=7, **change)
     assert "--policy swav" in caught.value.hint

@@ -68,8 +68,33 @@ def test_parameters_come_without_a_gradient(tmp_path):
             },
             {"a"},
         ),
-        ({"encoder_q.module.a": WEIGHT, "predict_q.module.0.weight": OTHER}, {"a"}),
-        ({"module.backbone.a": WEIGHT, "module.head.mlp.0.weight": OTHER}, {"a"}),
+        (
+            {
+                "encoder_q.module.a": WEIGHT,
+                "predict_q.module.0.weight": WEIGHT,
+                "encoder_t.module.a": OTHER,
+            },
+            {"a", "predict_q.module.0.weight"},
+        ),
+        (
+            {
+                "module.student.a": WEIGHT,
+                "module.student.fc.0.weight": WEIGHT,
+                "module.teacher.a": OTHER,
+                "module.queue": OTHER,
+            },
+            {"a", "fc.0.weight"},
+        ),
+        (
+            {
+                "module.backbone.a": WEIGHT,
+                "module.head.mlp.0.weight": WEIGHT,
+                "module.head.last_layer.weight_g": OTHER,
+                "module.bn.running_mean": OTHER,
+            },
+            {"a", "head.mlp.0.weight"},
+        ),
+        ({"backbone.a": WEIGHT, "something.else": WEIGHT}, {"a", "something.else"}),
         (
             {"backbone.a": WEIGHT, "projection_head.0.weight": WEIGHT},
             {"a", "projection_head.0.weight"},

@@ -83,7 +83,7 @@ def test_a_vision_transformer_of_another_size_is_refused(tmp_path):
 
 def test_weights_of_another_model_are_refused(tmp_path):
     path, _, _ = moco_file(tmp_path / "moco.pth.tar")
-    with pytest.raises(TeacherError, match="not those of timm model `test_efficientnet`"):
+    with pytest.raises(TeacherError, match="not those of `test_efficientnet`"):
         load_teacher("timm:test_efficientnet", weights=path)
 
 
@@ -93,10 +93,16 @@ def test_a_bare_timm_model_is_answered_with_its_full_name():
     assert caught.value.hint == "write `timm:resnet18`"
 
 
-@pytest.mark.parametrize("name", ["rsnet", "torchvision:resnet18", ""])
-def test_an_unknown_teacher_is_answered_with_the_known_sources(name):
-    with pytest.raises(TeacherError, match=f"no teacher `{name}`; known are `timm:MODEL`"):
+@pytest.mark.parametrize("name", ["rsnet", "a/b:c", "timn:", ""])
+def test_an_unknown_teacher_is_answered_with_what_a_name_may_be(name):
+    with pytest.raises(TeacherError, match=f"no teacher `{name}`; known are names of the registry"):
         load_teacher(name)
+
+
+def test_a_mistyped_name_is_answered_with_a_close_one():
+    with pytest.raises(TeacherError, match="no teacher `swav_r5O`") as caught:
+        load_teacher("swav_r5O")
+    assert caught.value.hint == "did you mean `swav_r50`?"
 
 
 def test_an_unknown_timm_model_is_answered_with_close_names():

@@ -55,7 +55,7 @@ def other_teacher(tiny_images, tmp_path_factory):
     for name in ("class0/000.jpg", "class1/001.png", "class3/011.png"):
         (data / name).unlink()
     out = folder / "other.zarr"
-    make_cache(data, weights, out, teacher="timm:test_efficientnet", num_views=4)
+    make_cache(data, weights, out, model="test_efficientnet", num_views=4)
     return out
 
 
