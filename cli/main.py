@@ -9,7 +9,19 @@ import typer
 from kdcache import __version__
 from kdcache.errors import KdcacheError
 
-from . import demo, evaluate, extract, head, info, neighbours, shelves, teachers, train, verify
+from . import (
+    demo,
+    evaluate,
+    export,
+    extract,
+    head,
+    info,
+    neighbours,
+    shelves,
+    teachers,
+    train,
+    verify,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -35,6 +47,7 @@ app.command("head")(head.head)
 app.command("neighbours")(neighbours.neighbours)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)

@@ -22,7 +22,7 @@ FLOORS = [
     {"teachers", "students", "methods", "targets"},
     {"extract", "recipe", "derive"},
     {"train", "evals"},
-    {"demo"},
+    {"demo", "export"},
 ]
 
 

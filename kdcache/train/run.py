@@ -98,7 +98,7 @@ def run_training(
     check_numbers(recipe, lesson.stream.num_samples)
     for cache, rows in zip(caches, lesson.rows, strict=True):
         _check_pixels(cache, rows, lesson, tell)
-    with _claimed(run, recipe, source, [cache.lineage for cache in caches]):
+    with _claimed(run, recipe, source, caches):
         state = _build_state(recipe, lesson, device)
         load_checkpoint(run, state)
         queues = build_queues(recipe, lesson, state.step)
@@ -174,34 +174,34 @@ def _tell_diagnosis(recipe: Recipe, lesson: Lesson, queues: list[Queue], tell: T
 
 @contextmanager
 def _claimed(
-    run: Path, recipe: Recipe, source: dict[str, Any], lineages: list[list[str]]
+    run: Path, recipe: Recipe, source: dict[str, Any], caches: Sequence[Cache]
 ) -> Iterator[None]:
     """Hold the run's folder, made now or found to hold this same experiment.
 
     Args:
         source: what the run learns from: identities of caches, or the images' fingerprint.
-        lineages: for each cache its own identity and those that it has grown from.
     """
     if not distributed.is_first():
         distributed.barrier()  # the first process has made or checked it
         yield
         return
-    _claim(run, recipe, source, lineages)
+    _claim(run, recipe, source, caches)
     with exclusive(run):
         distributed.barrier()
         yield
 
 
-def _claim(run: Path, recipe: Recipe, source: dict[str, Any], lineages: list[list[str]]) -> None:
+def _claim(run: Path, recipe: Recipe, source: dict[str, Any], caches: Sequence[Cache]) -> None:
     experiment = {"recipe": recipe.to_dict(), **source}
     path = run / RECIPE
-    record = canonical_json({**experiment, "versions": library_versions()})
+    told = {"taught_by": [_taught_by(cache) for cache in caches], "versions": library_versions()}
+    record = canonical_json({**experiment, **told})
     if not path.exists() and run.exists() and any(run.iterdir()):
         raise ConfigError(f"`{run}` is not empty and no run", hint="give --out a new folder")
     if put_if_absent(path, record):
         return
     kept = json.loads(path.read_bytes())
-    if _all_descend(kept.get("caches"), lineages):
+    if _all_descend(kept.get("caches"), [cache.lineage for cache in caches]):
         experiment["caches"] = kept["caches"]
     for name, now in _flat(experiment).items():
         before = _flat({k: kept.get(k) for k in experiment}).get(name)
@@ -210,6 +210,20 @@ def _claim(run: Path, recipe: Recipe, source: dict[str, Any], lineages: list[lis
                 f"`{run}` holds another run: `{name}` is {before!r} there and {now!r} here",
                 hint="give another --out, or the settings it was begun with",
             )
+
+
+def _taught_by(cache: Cache) -> dict[str, Any]:
+    """What a reader of a run wants to know of a teacher; its identity says the rest."""
+    teacher, views = cache.recipe["teacher"], cache.recipe["views"]
+    return {
+        "name": teacher["name"],
+        "weights": teacher["weights"],
+        "image_size": teacher["image_size"],
+        "licence": teacher["licence"],
+        "policy": views["policy"]["name"],
+        "views": cache.num_views,
+        "images": cache.num_rows,
+    }
 
 
 def _all_descend(kept: list[str] | None, lineages: list[list[str]]) -> bool:

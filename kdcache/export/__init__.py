@@ -1,0 +1,7 @@
+"""Export: a trained student in the forms that other programs load, each checked."""
+
+from kdcache.export.card import model_card
+from kdcache.export.formats import FORMATS
+from kdcache.export.run import Exported, run_export
+
+__all__ = ["FORMATS", "Exported", "model_card", "run_export"]
