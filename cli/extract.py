@@ -48,7 +48,8 @@ def extract(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float16", "float32"], typer.Option(help="Of what is kept.")
+        Literal["float16", "float32", "uint8"],
+        typer.Option(help="Of what is kept; uint8 is half of float16, with a scale for each row."),
     ] = "float16",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],

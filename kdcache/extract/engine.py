@@ -74,7 +74,7 @@ def extract(
 
     Raises:
         DataError: an image has changed since it was indexed;
-            the teacher gave a value that is not finite, or does not fit into float16.
+            the teacher gave a value that is not finite, or does not fit into the dtype.
     """
     missing = writer.missing()
     if job.precision == "fp32":

@@ -1,7 +1,7 @@
 """A job: what is extracted, and the description of it that names the cache."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from kdcache.errors import ConfigError
 from kdcache.images import ImageIndex, ImageSet, dataset_fingerprint, decoder_description
 from kdcache.precision import Precision
 from kdcache.shapes import Int64
-from kdcache.store import ArraySpec
+from kdcache.store import ArraySpec, Dtype
 from kdcache.teachers import Teacher
 from kdcache.views import Policy, Renderer, ViewMaker
 
@@ -25,7 +25,7 @@ class Job:
     seed: int
     num_views: int
     renderer: Renderer
-    dtype: Literal["float16", "float32"]
+    dtype: Dtype
     precision: Precision
     batch_size: int
     """Views that the teacher sees at once. Part of the recipe: it can decide last bits."""

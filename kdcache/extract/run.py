@@ -4,7 +4,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -14,7 +13,7 @@ from kdcache.extract.job import Job, describe
 from kdcache.images import ImageIndex, ImageSet, index_images, refuse_suspects
 from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
-from kdcache.store import CacheWriter, RowIndex, create_cache, open_cache
+from kdcache.store import CacheWriter, Dtype, RowIndex, create_cache, open_cache
 from kdcache.teachers import Teacher
 from kdcache.versions import library_versions
 from kdcache.views import Policy, get_policy, get_renderer
@@ -72,7 +71,7 @@ def run_extraction(
     policy: str,
     seed: int,
     arrays: tuple[str, ...] | None,
-    dtype: Literal["float16", "float32"],
+    dtype: Dtype,
     precision: Wanted,
     batch_size: int,
     skip_unreadable: bool,

@@ -1,12 +1,14 @@
 """The cache on disk: written piece by piece, sealed once, read at the speed of memory."""
 
+from kdcache.store.fidelity import describe_fidelity
 from kdcache.store.grow import grow_cache, hint_at_ancestor
 from kdcache.store.head import describe_head, head_files
 from kdcache.store.index import RowIndex
-from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec
+from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec, Dtype
 from kdcache.store.manifest import Manifest, Problem, check_digests
 from kdcache.store.neighbours import Neighbours, describe_graph, neighbour_files
 from kdcache.store.publish import FileDigest
+from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
 from kdcache.store.reader import Cache, open_cache, read_manifest
 from kdcache.store.writer import CacheWriter, create_cache
 
@@ -16,13 +18,18 @@ __all__ = [
     "ArraySpec",
     "Cache",
     "CacheWriter",
+    "Dtype",
     "FileDigest",
     "Manifest",
     "Neighbours",
     "Problem",
+    "Quantised",
     "RowIndex",
+    "Stored",
     "check_digests",
     "create_cache",
+    "dequantise",
+    "describe_fidelity",
     "describe_graph",
     "describe_head",
     "grow_cache",
@@ -30,5 +37,6 @@ __all__ = [
     "hint_at_ancestor",
     "neighbour_files",
     "open_cache",
+    "quantise",
     "read_manifest",
 ]

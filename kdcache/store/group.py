@@ -12,7 +12,7 @@ from typing import Any
 
 from kdcache.files import canonical_json
 from kdcache.store import plain
-from kdcache.store.layout import ARRAYS, FORMAT
+from kdcache.store.layout import ARRAYS, SIDES
 
 GROUP = "zarr.json"
 
@@ -23,10 +23,20 @@ def array_names(files: Iterable[str]) -> list[str]:
     return sorted(name for name in ARRAYS if f"{name}/zarr.json" in promised)
 
 
+def format_of(files: Iterable[str]) -> int:
+    """The version of FORMAT.md that a cache with these files has.
+
+    A reader of version 1 would take what is quantised for values; all other caches are of
+    version 1 still, byte for byte.
+    """
+    sides = {f"{name}_{side}/zarr.json" for name in ARRAYS for side in SIDES}
+    return 1 if sides.isdisjoint(files) else 2
+
+
 def make_group(root: Path, files: Iterable[str]) -> bytes:
     """What the `zarr.json` of a cache with these files must be."""
     promised = sorted(files)
-    about = {"format": FORMAT, "arrays": array_names(promised)}
+    about = {"format": format_of(promised), "arrays": array_names(promised)}
     group: dict[str, Any] = json.loads(plain.group_file({"kdcache": about}))
     group["consolidated_metadata"] = {
         "kind": "inline",

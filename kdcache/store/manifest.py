@@ -8,7 +8,7 @@ from pathlib import Path
 from kdcache.errors import CacheCorrupt, CacheError
 from kdcache.files import canonical_json, sha256_of
 from kdcache.progress import Progress, silent
-from kdcache.store.group import GROUP, group_is_right
+from kdcache.store.group import GROUP, format_of, group_is_right
 from kdcache.store.layout import FORMAT
 from kdcache.store.publish import FileDigest
 
@@ -36,7 +36,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         return canonical_json(
             {
-                "format": FORMAT,
+                "format": format_of(self.files),
                 "recipe": self.recipe,
                 "rows": self.num_rows,
                 "views": self.num_views,

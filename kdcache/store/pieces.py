@@ -1,7 +1,7 @@
 """Pieces: 256 rows with all their views, kept in `.work/` until the shards around them are whole.
 
-When its shards are sealed, a piece shrinks to a note: its digest, its unreadable rows and its
-witness, which the seal of the cache still needs.
+When its shards are sealed, a piece shrinks to a note: its digest, its unreadable rows, its
+witness and its originals, which the seal of the cache still needs.
 """
 
 import io
@@ -32,6 +32,8 @@ class Note:
 
     unreadable: Mapping[int, str]
     witness: Mapping[str, np.ndarray]
+    originals: Mapping[str, np.ndarray]
+    """By array, some rows as they were before they were quantised: see `fidelity`."""
 
 
 class Pieces:
@@ -52,7 +54,7 @@ class Pieces:
         """Keep a piece.
 
         Args:
-            values: arrays `[P, V, D]`; each view becomes a member of its own, so that a shard
+            values: arrays `[P, V, ...]`; each view becomes a member of its own, so that a shard
                 is gathered without reading the other views.
 
         Raises:
@@ -74,7 +76,7 @@ class Pieces:
             raise CacheMismatch(f"{alarm}; {where}", hint=ALARM) from None
 
     def gather(self, piece: int, name: str, views: list[int]) -> Iterator[np.ndarray]:
-        """The values `[P, D]` of one array, view by view."""
+        """The values `[P, ...]` of one array, view by view."""
         with np.load(self._root / _piece(piece)) as members:
             for view in views:
                 yield members[f"{name}/{view}"]
@@ -88,7 +90,7 @@ class Pieces:
             kept = {
                 name: members[name]
                 for name in members.files
-                if name == "unreadable" or name.startswith("witness/")
+                if name == "unreadable" or name.startswith(("witness/", "original/"))
             }
         digest = np.frombuffer(bytes.fromhex(sha256_of(path)), np.uint8)
         publish(self._root, _note(piece), _npz(kept | {"sha256": digest}), hint=ALARM)
@@ -99,12 +101,15 @@ class Pieces:
         path = self._root / _note(piece)
         with np.load(path if path.exists() else self._root / _piece(piece)) as members:
             unreadable = json.loads(members["unreadable"].tobytes())
-            witness = {
-                name.removeprefix("witness/"): members[name]
-                for name in members.files
-                if name.startswith("witness/")
-            }
-        return Note({int(row): reason for row, reason in unreadable.items()}, witness)
+            witness, originals = (
+                {
+                    name.removeprefix(kind): members[name]
+                    for name in members.files
+                    if name.startswith(kind)
+                }
+                for kind in ("witness/", "original/")
+            )
+        return Note({int(row): reason for row, reason in unreadable.items()}, witness, originals)
 
     def _compare_with_note(self, piece: int, data: memoryview) -> None:
         path = self._root / _note(piece)
@@ -128,8 +133,10 @@ def _note(piece: int) -> str:
 
 def _note_members(note: Note) -> dict[str, np.ndarray]:
     reasons = json.dumps({str(row): note.unreadable[row] for row in sorted(note.unreadable)})
-    return {"unreadable": np.frombuffer(reasons.encode(), np.uint8)} | {
-        f"witness/{name}": array for name, array in sorted(note.witness.items())
+    return {
+        "unreadable": np.frombuffer(reasons.encode(), np.uint8),
+        **{f"witness/{name}": array for name, array in sorted(note.witness.items())},
+        **{f"original/{name}": array for name, array in sorted(note.originals.items())},
     }
 
 

@@ -13,13 +13,15 @@ import numpy as np
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheNotFound, CacheUnfinished, DataError
 from kdcache.shapes import Bool, Float, Int, Int32, UInt8
 from kdcache.store import plain
+from kdcache.store.fidelity import FIDELITY
 from kdcache.store.group import array_names
 from kdcache.store.index import load_paths
-from kdcache.store.layout import ArraySpec
+from kdcache.store.layout import SIDES, ArraySpec
 from kdcache.store.manifest import MANIFEST, RECIPE, Manifest, kept_manifest, require_sizes
 from kdcache.store.neighbours import NEIGHBOURS, Neighbours
 from kdcache.store.pieces import BEGUN, Pieces
 from kdcache.store.publish import digest_of
+from kdcache.store.quantise import Quantised, Stored, dequantise
 from kdcache.store.shards import ArrayReader
 
 
@@ -36,6 +38,11 @@ class Cache:
         self.identity = identity
         """SHA-256 of the manifest, in hexadecimal: the name of exactly these bytes."""
         self._arrays = {name: ArrayReader(root, name) for name in array_names(manifest.files)}
+        self._sides = {
+            name: [ArrayReader(root, f"{name}_{side}") for side in SIDES]
+            for name, array in self._arrays.items()
+            if array.spec.is_quantised
+        }
         self.recipe: dict[str, Any] = json.loads(_recipe(root, manifest))
 
     @property
@@ -112,9 +119,18 @@ class Cache:
         """All rows of one view, read front to back; unreadable rows are zeros, see `readable`.
 
         Args:
-            out: where to put them; C-contiguous, of the array's number type.
+            out: where to put them; C-contiguous, of the array's number type, float32 for uint8.
         """
-        return self._arrays[array].slab(view, out)
+        if array not in self._sides:
+            return self._arrays[array].slab(view, out)
+        return dequantise(self.stored_slab(array, view), out)
+
+    def stored_slab(self, array: str, view: int) -> Stored:
+        """As `slab`, but an array of uint8 as it lies on disk."""
+        values = self._arrays[array].slab(view)
+        if array not in self._sides:
+            return values
+        return Quantised(values, *(side.slab(view) for side in self._sides[array]))
 
     def rows(
         self, array: str, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
@@ -124,13 +140,26 @@ class Cache:
         Raises:
             DataError: the image of a row could not be read, so there is no target.
         """
+        return dequantise(self.stored(array, rows, views))
+
+    def stored(
+        self, array: str, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
+    ) -> Stored:
+        """As `rows`, but an array of uint8 as it lies on disk.
+
+        Raises:
+            DataError: as for `rows`.
+        """
         if not self.readable[rows].all():
             row = int(rows[~self.readable[rows]][0])
             raise DataError(
                 f"row {row} (`{self.paths[row]}`) has no targets: its image could not be read",
                 hint="leave out the rows where `cache.readable` is False",
             )
-        return self._arrays[array].rows(rows, views)
+        values = self._arrays[array].rows(rows, views)
+        if array not in self._sides:
+            return values
+        return Quantised(values, *(side.rows(rows, views) for side in self._sides[array]))
 
     def head(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]] | None:
         """The projection head, as `ProjectionHead.from_arrays` takes it; see `head_origin`."""
@@ -159,6 +188,10 @@ class Cache:
     def statistics(self, array: str) -> dict[str, Float[np.ndarray, " D"]]:
         """`mean` and `variance` of each dimension, over readable rows and all views."""
         return self._load_group(f"statistics/{array}")
+
+    def fidelity(self) -> dict[str, dict[str, Any]]:
+        """What quantisation keeps, by array, as `describe_fidelity` words it; nothing of floats."""
+        return plain.load_attributes(self.path, FIDELITY) if self._holds(FIDELITY) else {}
 
     def witness(self) -> dict[str, np.ndarray]:
         """What extraction kept so that views can be compared with those the teacher saw."""

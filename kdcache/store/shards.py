@@ -1,4 +1,4 @@
-"""Reading one array of a cache: a whole view at once, or any rows of any views.
+"""Reading one array of a cache as it lies on disk: a whole view, or any rows of any views.
 
 The fast ways need numpy and mmap only. An array that another program rewrote in another Zarr
 layout is read through zarr-python, with a warning, as that is far slower.
@@ -15,36 +15,40 @@ from typing import Any
 import numpy as np
 
 from kdcache.errors import CacheCorrupt
-from kdcache.shapes import Float, Int
+from kdcache.shapes import Int, Shaped
 from kdcache.store.layout import ArraySpec, Grid, crc32c
 from kdcache.store.stitch import Stitched, can_stitch
 
 
 class ArrayReader:
-    """One array `[N, V, D]` of a finished cache."""
+    """One array `[N, V, D]`, or a side array `[N, V]`, of a finished cache."""
 
     def __init__(self, root: Path, name: str) -> None:
         self._root = root
         metadata = json.loads((root / name / "zarr.json").read_bytes())
-        num_rows, num_views, dim = metadata["shape"]
+        num_rows, num_views, *row_shape = metadata["shape"]
+        dim = row_shape[0] if row_shape else 1
         self.spec = ArraySpec(name, dim, metadata["data_type"])
         self._shape = (num_rows, num_views)
+        self._row_shape = tuple(row_shape)
         self._grid = Grid.from_metadata(name, metadata)
         self._is_dense: dict[int, bool] = {}
         self._is_mapped = np.zeros(num_views, np.bool_)
 
-    def slab(self, view: int, out: Float[np.ndarray, "N D"] | None) -> Float[np.ndarray, "N D"]:
+    def slab(
+        self, view: int, out: Shaped[np.ndarray, "N ..."] | None = None
+    ) -> Shaped[np.ndarray, "N ..."]:
         """All rows of one view."""
         num_rows, num_views = self._shape
         if not 0 <= view < num_views:
             raise IndexError(f"view {view} of {num_views}")
         if out is None:
-            out = np.empty((num_rows, self.spec.dim), self.spec.numpy_dtype)
-        assert out.shape == (num_rows, self.spec.dim)
+            out = np.empty((num_rows, *self._row_shape), self.spec.numpy_dtype)
+        assert out.shape == (num_rows, *self._row_shape)
         assert out.dtype == self.spec.numpy_dtype
         assert out.flags.c_contiguous
         if self._grid is None or not self._dense(self._grid, view):
-            out[:] = self._zarr[:, view, :]
+            out[:] = self._zarr[:, view]
             return out
         for block in range(self._grid.num_blocks):
             rows = self._grid.block_rows(block)
@@ -54,7 +58,7 @@ class ArrayReader:
 
     def rows(
         self, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B D"]:
+    ) -> Shaped[np.ndarray, "B ..."]:
         """A copy of the given rows, each of its view."""
         if self._stitched is not None and self._map(self._stitched, views):
             return self._stitched.gather(rows, views)
@@ -87,12 +91,12 @@ class ArrayReader:
 
     def _rows_by_zarr(
         self, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B D"]:
-        out = np.empty((len(rows), self.spec.dim), self.spec.numpy_dtype)
+    ) -> Shaped[np.ndarray, "B ..."]:
+        out = np.empty((len(rows), *self._row_shape), self.spec.numpy_dtype)
         for view in np.unique(views).tolist():
             picked = views == view
             wanted, place = np.unique(rows[picked], return_inverse=True)
-            out[picked] = self._zarr.oindex[wanted, view, :][place]
+            out[picked] = self._zarr.oindex[wanted, view][place]
         return out
 
     @cached_property

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kdcache.shapes import Float, Int
+from kdcache.shapes import Int, Shaped
 from kdcache.store.layout import Grid
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap does not name it
@@ -24,7 +24,7 @@ def can_stitch(grid: Grid) -> bool:
 
 
 class Stitched:
-    """One array as an ndarray `[V, N, D]`, of which the views that were mapped can be read.
+    """One array as an ndarray `[V, N, ...]`, of which the views that were mapped can be read.
 
     A mapped file must not be shortened: the system answers a read behind its end with SIGBUS.
     """
@@ -39,7 +39,7 @@ class Stitched:
         self._range = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
         values = np.frombuffer(self._range, grid.spec.numpy_dtype)
         self._address = values.ctypes.data
-        self._values = values.reshape(grid.num_views, -1, grid.spec.dim)[:, : grid.num_rows]
+        self._values = values.reshape(grid.num_views, -1, *grid.row_shape)[:, : grid.num_rows]
 
     def map_view(self, view: int) -> None:
         """Make a view readable."""
@@ -54,7 +54,7 @@ class Stitched:
 
     def gather(
         self, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
-    ) -> Float[np.ndarray, "B D"]:
+    ) -> Shaped[np.ndarray, "B ..."]:
         """A copy of the given rows, each of its view."""
         gathered: np.ndarray = self._values[views, rows]
         return gathered

@@ -20,7 +20,8 @@ from kdcache.files import canonical_json
 from kdcache.progress import Progress, silent
 from kdcache.shapes import Bool, Float
 from kdcache.store import layout, plain
-from kdcache.store.group import GROUP, make_group
+from kdcache.store.fidelity import fidelity_files, sample_rows
+from kdcache.store.group import GROUP, format_of, make_group
 from kdcache.store.head import head_files
 from kdcache.store.index import RowIndex, index_files, load_unreadable, readable_files
 from kdcache.store.layout import ArraySpec, Grid
@@ -28,6 +29,7 @@ from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
 from kdcache.store.moments import Moments
 from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
 from kdcache.store.publish import WORK, FileDigest, digest_of, publish, tidy
+from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
 
 _SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
 _SEAL_TRIES = 10  # each is lost to another process that let go of a piece meanwhile
@@ -40,22 +42,25 @@ class CacheWriter:
     def __init__(
         self,
         root: Path,
-        grids: Mapping[str, Grid],
+        targets: Mapping[str, Grid],
         index: RowIndex,
         first_files: Mapping[str, FileDigest],
         made_with: Mapping[str, str],
     ) -> None:
         self.path = root
         self._made_with = made_with
-        self._grids = grids
+        self._targets = targets
+        self._grids = _parts(targets)
         self._index = index
         self._first_files = first_files
         self._pieces = Pieces(root)
-        any_grid = next(iter(grids.values()))
+        any_grid = next(iter(targets.values()))
         self.num_rows = any_grid.num_rows
         self.num_views = any_grid.num_views
         self.num_pieces = -(-self.num_rows // layout.PIECE_ROWS)
-        self.num_shards = sum(grid.num_blocks * grid.num_views for grid in grids.values())
+        self.num_shards = sum(grid.num_blocks * grid.num_views for grid in self._grids.values())
+        quantised = any(grid.spec.is_quantised for grid in targets.values())
+        self._sample = sample_rows(index.image_ids) if quantised else np.empty(0, np.int64)
 
     @property
     def done(self) -> bool:
@@ -76,7 +81,7 @@ class CacheWriter:
     def put_piece(
         self,
         piece: int,
-        values: Mapping[str, Float[np.ndarray, "P V _"]],
+        values: Mapping[str, Float[np.ndarray, "P V _"] | Quantised],
         unreadable: Mapping[int, str],
         witness: Mapping[str, np.ndarray],
     ) -> None:
@@ -87,7 +92,9 @@ class CacheWriter:
 
         Args:
             values: for each array the rows of `piece_rows(piece)`; what the rows of unreadable
-                images hold is ignored, and zeros are stored.
+                images hold is ignored, and zeros are stored. An array of uint8 also takes rows
+                that are quantised, as another cache of uint8 holds them: quantising what they
+                mean could give other bytes.
             unreadable: why rows could not be read, by row number in the cache.
             witness: arrays of which the seal joins all pieces along the first axis; every piece
                 gives the same names, or none.
@@ -99,13 +106,18 @@ class CacheWriter:
         if self.done:
             return
         rows = self.piece_rows(piece)
-        assert values.keys() == self._grids.keys()
+        assert values.keys() == self._targets.keys()
         assert all(row in rows for row in unreadable)
-        stored = {
-            name: self._storable(grid.spec, values[name], rows, unreadable)
-            for name, grid in self._grids.items()
-        }
-        self._pieces.put(piece, stored, Note(unreadable, witness))
+        sampled = [row - rows.start for row in self._sampled(rows) if row not in unreadable]
+        stored: dict[str, np.ndarray] = {}
+        originals: dict[str, np.ndarray] = {}
+        for name, grid in self._targets.items():
+            kept = self._storable(grid.spec, values[name], rows, unreadable)
+            if grid.spec.is_quantised and not isinstance(kept, Quantised):
+                originals[name] = kept[sampled, 0]
+                kept = quantise(kept)
+            stored |= _by_part(grid, kept)
+        self._pieces.put(piece, stored, Note(unreadable, witness, originals))
         self._seal_shards_around(rows)
 
     def missing_bytes(self) -> int:
@@ -133,7 +145,7 @@ class CacheWriter:
         return {row: reason for note in notes for row, reason in note.unreadable.items()}
 
     def seal(self, progress: Progress = silent) -> Manifest:
-        """Finish the cache: index, statistics, witness and, last, the manifest.
+        """Finish the cache: index, statistics, witness, fidelity and, last, the manifest.
 
         Args:
             progress: counts shards, `num_shards` in all.
@@ -174,7 +186,8 @@ class CacheWriter:
                 hint="check that --data names a folder of images",
             )
         small = readable_files(self._index, readable, unreadable) | _witness_files(notes)
-        for name, grid in self._grids.items():
+        small |= fidelity_files(_joined_originals(notes))
+        for name, grid in self._targets.items():
             moments = self._moments(grid, readable, progress)
             for key, values in moments.arrays().items():
                 small |= plain.array_files(f"statistics/{name}/{key}", values)
@@ -199,30 +212,47 @@ class CacheWriter:
     def _storable(
         self,
         spec: ArraySpec,
-        values: Float[np.ndarray, "P V D"],
+        values: Float[np.ndarray, "P V D"] | Quantised,
         rows: range,
         unreadable: Mapping[int, str],
-    ) -> Float[np.ndarray, "P V D"]:
-        """The values as they will be stored, or the error that says which one cannot be."""
+    ) -> Float[np.ndarray, "P V D"] | Quantised:
+        """The values as a reader will get them, but for quantisation, or the error that says which
+        one cannot be stored."""
+        empty = [row - rows.start for row in unreadable]
+        if isinstance(values, Quantised):
+            assert spec.is_quantised
+            assert values.values.shape == (len(rows), self.num_views, spec.dim)
+            return self._finite(spec, _blanked(values, empty), rows)
         assert values.shape == (len(rows), self.num_views, spec.dim)
         with np.errstate(over="ignore"):
-            stored = values.astype(spec.numpy_dtype)
-        stored[[row - rows.start for row in unreadable]] = 0
-        if np.isfinite(stored).all():
+            stored = values.astype(spec.value_dtype)
+        stored[empty] = 0
+        if -spec.largest <= stored.min() and stored.max() <= spec.largest:  # never, with a NaN
             return stored
-        row, view, dim = np.argwhere(~np.isfinite(stored))[0].tolist()
+        row, view, dim = np.argwhere(~(np.abs(stored) <= spec.largest))[0].tolist()
         value = float(values[row, view, dim])
         path = self._index.paths[rows.start + row]
         where = f"`{spec.name}` of row {rows.start + row} (`{path}`), view {view}"
         if math.isfinite(value):
             raise DataError(
-                f"{where} holds `{value:g}`; {spec.dtype} ends at"
-                f" {float(np.finfo(spec.dtype).max):g}",
+                f"{where} holds `{value:g}`; {spec.dtype} ends at {spec.largest:g}",
                 hint="--dtype float32",
             )
         raise DataError(
             f"the teacher gave `{value}` in {where}; only finite numbers can be targets",
             hint="check the teacher's weights, or run it in float32",
+        )
+
+    def _finite(self, spec: ArraySpec, stored: Quantised, rows: range) -> Quantised:
+        """The same, or the error that says which row means nothing."""
+        broken = np.argwhere(~(np.isfinite(stored.scale) & np.isfinite(stored.minimum)))
+        if not len(broken):
+            return stored
+        row, view = broken[0].tolist()
+        raise DataError(
+            f"`{spec.name}` of row {rows.start + row} (`{self._index.paths[rows.start + row]}`),"
+            f" view {view}, comes with a scale or a minimum that is not finite",
+            hint="see whether the cache it is from is whole: kdcache verify CACHE",
         )
 
     def _seal_shards_around(self, rows: range) -> None:
@@ -260,7 +290,7 @@ class CacheWriter:
             self._seal_views(grid, block, views[start : start + group])
 
     def _seal_views(self, grid: Grid, block: int, views: list[int]) -> None:
-        shape = (len(views), grid.stored_rows(block), grid.spec.dim)
+        shape = (len(views), grid.stored_rows(block), *grid.row_shape)
         values = np.zeros(shape, grid.spec.numpy_dtype)
         first = grid.block_rows(block).start
         for piece in self._in(grid, block):
@@ -305,15 +335,32 @@ class CacheWriter:
         for view in range(grid.num_views):
             for block in range(grid.num_blocks):
                 rows = grid.block_rows(block)
-                path = self.path / grid.shard_file(block, view)
-                count = len(rows) * grid.spec.dim
-                shard = np.fromfile(path, grid.spec.numpy_dtype, count).reshape(len(rows), -1)
+                shard = self._shard(grid, block, view)
                 for start in range(0, len(rows), grid.chunk_rows):
-                    chunk = shard[start : start + grid.chunk_rows]
+                    chunk = dequantise(shard[start : start + grid.chunk_rows])
                     at = rows.start + start
                     moments.add(chunk[readable[at : at + len(chunk)]])
-                progress(1)
+                progress(len(grid.parts()))
         return moments
+
+    def _shard(self, grid: Grid, block: int, view: int) -> Stored:
+        """The rows of one block and view, of all the arrays on disk that hold them."""
+        num_rows = len(grid.block_rows(block))
+        parts = [
+            np.fromfile(
+                self.path / part.shard_file(block, view),
+                part.spec.numpy_dtype,
+                num_rows * part.spec.dim,
+            ).reshape(num_rows, *part.row_shape)
+            for part in grid.parts()
+        ]
+        return Quantised(*parts) if grid.spec.is_quantised else parts[0]
+
+    def _sampled(self, rows: range) -> list[int]:
+        """Those of the rows whose originals tell what quantisation keeps, ascending."""
+        first, last = np.searchsorted(self._sample, [rows.start, rows.stop])
+        sampled: list[int] = self._sample[first:last].tolist()
+        return sampled
 
     def _shard_digests(self) -> dict[str, FileDigest]:
         """Shards, as their receipts say, and the receipts."""
@@ -358,21 +405,27 @@ def create_cache(
     assert num_rows > 0
     assert num_views > 0
     assert len(index.image_ids) == len(index.labels) == num_rows
-    grids = {spec.name: Grid.of(spec, num_rows, num_views) for spec in arrays}
-    assert len(grids) == len(arrays) > 0
-    assert grids.keys() <= set(layout.ARRAYS)
-    files = {RECIPE: canonical_json(dict(recipe)), BEGUN: _begun(num_rows, num_views, made_with)}
+    targets = {spec.name: Grid.of(spec, num_rows, num_views) for spec in arrays}
+    assert len(targets) == len(arrays) > 0
+    assert targets.keys() <= set(layout.ARRAYS)
+    metadata = {
+        f"{name}/zarr.json": canonical_json(grid.metadata())
+        for name, grid in _parts(targets).items()
+    }
+    # The recipe comes first: by it, a folder is known to be a cache that was begun.
+    files = {
+        RECIPE: canonical_json(dict(recipe)),
+        BEGUN: _begun(format_of(metadata), num_rows, num_views, made_with),
+    }
     if _is_finished(root, files[RECIPE]):
         tidy(root)
-        return CacheWriter(root, grids, index, {}, made_with)
+        return CacheWriter(root, targets, index, {}, made_with)
     _check_begun(root, files[BEGUN])
     (root / WORK).mkdir(parents=True, exist_ok=True)
-    for name, grid in grids.items():
-        files[f"{name}/zarr.json"] = canonical_json(grid.metadata())
-    files |= index_files(index) | (head_files(*head) if head is not None else {})
+    files |= metadata | index_files(index) | (head_files(*head) if head is not None else {})
     digests = {name: publish(root, name, data, hint=OTHER_OUT) for name, data in files.items()}
     del digests[BEGUN]
-    return CacheWriter(root, grids, index, digests, made_with)
+    return CacheWriter(root, targets, index, digests, made_with)
 
 
 def _is_finished(root: Path, recipe: bytes) -> bool:
@@ -411,11 +464,11 @@ def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def _begun(num_rows: int, num_views: int, made_with: Mapping[str, str]) -> bytes:
+def _begun(version: int, num_rows: int, num_views: int, made_with: Mapping[str, str]) -> bytes:
     """What must stay the same from the first piece to the last, besides the recipe."""
     return canonical_json(
         {
-            "format": layout.FORMAT,
+            "format": version,
             "rows": num_rows,
             "views": num_views,
             "piece_rows": layout.PIECE_ROWS,
@@ -433,6 +486,37 @@ def _check_begun(root: Path, begun: bytes) -> None:
         f"`{root}` was begun otherwise: {'; '.join(changes)}",
         hint="go on with the versions and settings it was begun with, or choose another --out",
     )
+
+
+def _parts(targets: Mapping[str, Grid]) -> dict[str, Grid]:
+    """The arrays on disk, by name."""
+    return {part.spec.name: part for grid in targets.values() for part in grid.parts()}
+
+
+def _by_part(grid: Grid, stored: Stored) -> dict[str, np.ndarray]:
+    """What goes into each array on disk, by name."""
+    if not isinstance(stored, Quantised):
+        return {grid.spec.name: stored}
+    members = (stored.values, stored.scale, stored.minimum)
+    names = (part.spec.name for part in grid.parts())
+    return dict(zip(names, members, strict=True))
+
+
+def _blanked(stored: Quantised, rows: list[int]) -> Quantised:
+    """The same with zeros in some rows."""
+    members = (stored.values.copy(), stored.scale.copy(), stored.minimum.copy())
+    for member in members:
+        member[rows] = 0
+    return Quantised(*members)
+
+
+def _joined_originals(notes: Sequence[Note]) -> dict[str, Float[np.ndarray, "R D"]]:
+    """The originals of all pieces that have any, by array, in the order of rows."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for note in notes:
+        for name, rows in note.originals.items():
+            parts.setdefault(name, []).append(rows)
+    return {name: np.concatenate(rows) for name, rows in sorted(parts.items())}
 
 
 def _witness_files(notes: Sequence[Note]) -> dict[str, bytes]:

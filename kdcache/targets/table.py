@@ -1,8 +1,8 @@
 """The targets of an epoch, resident: one bulk read a view, then a lookup is an index.
 
 In an epoch every image is shown the same view, so its targets are one contiguous slab of the cache
-(`storage.md` 1.4, 1.6). An array of the cache keeps its own precision and is cast as rows are
-taken. Embeddings that the cache does not hold are derived from the slab of features by the
+(`storage.md` 1.4, 1.6). An array of the cache keeps its own precision and becomes float32 as rows
+are taken. Embeddings that the cache does not hold are derived from the slab of features by the
 projection head that it does hold, once a slab, in float32.
 """
 
@@ -15,7 +15,8 @@ from torch.nn import functional
 
 from kdcache.heads import ProjectionHead
 from kdcache.shapes import Float, Int64
-from kdcache.store import Cache
+from kdcache.store import Cache, Stored, dequantise
+from kdcache.targets.slab import Slab
 
 
 @runtime_checkable
@@ -58,7 +59,7 @@ class TargetTable:
         self._head = None if array in cache.arrays else load_head(cache).to(device)
         self.dim: int = cache.arrays[array].dim if self._head is None else self._head.out_dim
         self._keep = keep
-        self._slabs: dict[int, Tensor] = {}
+        self._slabs: dict[int, Slab] = {}
         self.mean = self._mean() if center else None
         """Of the unit targets, if they are centred."""
 
@@ -66,29 +67,38 @@ class TargetTable:
         """Targets of `samples` for one view, float32 on the device: as the teacher gave them, or
         centred."""
         index = torch.from_numpy(samples).to(self.device)
-        return centered(self._slab(view).index_select(0, index).float(), self.mean)
+        return centered(self._slab(view).take(index), self.mean)
 
-    def _slab(self, view: int) -> Tensor:
+    def _slab(self, view: int) -> Slab:
         if view not in self._slabs:
             while len(self._slabs) >= self._keep:
                 self._slabs.pop(next(iter(self._slabs)))
             source = self.array if self._head is None else "feature"
-            slab = torch.from_numpy(self.cache.slab(source, view))
+            stored = self.cache.stored_slab(source, view)
             if len(self.rows) != self.cache.num_rows or not _is_range(self.rows):
-                slab = slab[torch.from_numpy(self.rows)]
+                stored = stored[self.rows]
             if self._head is None:
-                slab = slab.to(self.device)
+                self._slabs[view] = Slab.of(stored, self.device)
             else:
-                slab = self._head.embed(slab, device=self.device)
-            self._slabs[view] = slab
+                self._slabs[view] = self._embedded(self._head, stored)
         # The one just used becomes the youngest, so that the oldest leaves first.
         self._slabs[view] = self._slabs.pop(view)
         return self._slabs[view]
 
+    def _embedded(self, head: ProjectionHead, stored: Stored) -> Slab:
+        """What the head makes of features, which come to the device some at a time."""
+        parts = []
+        for start in range(0, len(self.rows), _ROWS_AT_ONCE):
+            feature = torch.from_numpy(dequantise(stored[start : start + _ROWS_AT_ONCE]))
+            parts.append(head.embed(feature, device=self.device))
+        return Slab(torch.cat(parts))
+
     def _mean(self) -> Float[Tensor, " D"]:
         total = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for part in torch.split(self._slab(0), _ROWS_AT_ONCE):
-            total += functional.normalize(part.float(), dim=1).sum(0, dtype=torch.float64)
+        everyone = torch.arange(len(self.rows), device=self.device)
+        for part in torch.split(everyone, _ROWS_AT_ONCE):
+            rows = functional.normalize(self._slab(0).take(part), dim=1)
+            total += rows.sum(0, dtype=torch.float64)
         return (total / len(self.rows)).float()
 
 

@@ -433,6 +433,21 @@ def headless(place, headless_weights, tmp_path):
     return tmp_path / "headless.zarr"
 
 
+def test_info_says_what_eight_bits_keep(place, tiny_weights, tmp_path):
+    done = extract(place, tiny_weights, tmp_path / "c.zarr", "--dtype", "uint8")
+    assert done.returncode == 0, done.stderr
+    lines = kdcache("info", tmp_path / "c.zarr").stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("fidelity"))
+    assert re.search(r"embedding cosine 0\.9999.* KL .* at tau 0\.01, .* over 48 images", line)
+    assert "feature cosine 0.9999" in line
+    assert any("feature uint8[48, 2, " in line for line in lines)
+    figures = json.loads(kdcache("info", tmp_path / "c.zarr", "--json").stdout)["fidelity"]
+    assert figures["feature"].keys() == figures["embedding"].keys()
+    assert figures["feature"]["images"] == 48
+    assert 0 < figures["feature"]["kl_0.07"] < figures["feature"]["kl_0.01"] < 0.01
+    assert "fidelity" not in json.loads(kdcache("info", place / "cache.zarr", "--json").stdout)
+
+
 def test_graph_is_added_once(headless):
     before = json.loads(kdcache("info", headless, "--json").stdout)
     assert (before["neighbours"], before["grown from"]) == ("none", "nothing")

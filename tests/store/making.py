@@ -140,10 +140,11 @@ def _part(path: str, start: str, step: str) -> None:
         writer.seal()
 
 
-def _sweep(folder: str, stride: str) -> None:
+def _sweep(folder: str, stride: str, dtype: str = "float16") -> None:
     """Make small caches that die at every `stride`-th step on disk; finish and compare them."""
     os.fsync = lambda handle: None  # for speed: what a process leaves, not what a machine keeps
     size = {"num_rows": 150, "num_views": 2, "unreadable": {5: "truncated JPEG", 140: "empty"}}
+    size["specs"] = (ArraySpec("embedding", 8, dtype), SPECS[1])
     make(Path(folder) / "whole", **size)
     expected = tree(Path(folder) / "whole")
     deaths = 0

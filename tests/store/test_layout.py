@@ -24,7 +24,9 @@ from kdcache.store.publish import publish
     ],
 )
 def test_cuts_depend_on_the_width_alone(dim, shard_rows, chunk_rows):
-    for dtype, num_rows, num_views in (("float16", 10, 1), ("float32", 10**6, 50)):
+    for dtype, num_rows, num_views in (
+        ("float16", 10, 1), ("float32", 10**6, 50), ("uint8", 10**6, 50)
+    ):  # fmt: skip
         grid = Grid.of(ArraySpec("feature", dim, dtype), num_rows, num_views)
         assert (grid.shard_rows, grid.chunk_rows) == (shard_rows, chunk_rows)
         assert shard_rows % layout.PIECE_ROWS == 0
@@ -64,6 +66,38 @@ def test_shards_and_metadata_are_those_of_zarr_python(tmp_path, small_shards, sp
     metadata = json.loads((tmp_path / spec.name / "zarr.json").read_bytes())
     assert metadata == grid.metadata()
     assert Grid.from_metadata(spec.name, metadata) == grid
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["values", "scale", "minimum"])
+@pytest.mark.parametrize("num_rows", [32, 1100])
+def test_shards_of_uint8_are_those_of_zarr_python(tmp_path, small_shards, part, num_rows):
+    grid = Grid.of(ArraySpec("embedding", 8, "uint8"), num_rows, 2).parts()[part]
+    random = np.random.default_rng(part)
+    values = random.integers(0, 256, (num_rows, 2, *grid.row_shape)).astype(grid.spec.dtype)
+    theirs = zarr.create_array(
+        tmp_path / grid.spec.name,
+        shape=values.shape,
+        dtype=grid.spec.dtype,
+        shards=(grid.shard_rows, 1, *grid.row_shape),
+        chunks=(grid.chunk_rows, 1, *grid.row_shape),
+        compressors=None,
+        fill_value=0,
+        dimension_names=["row", "view", "dim"][: values.ndim],
+        attributes=grid.metadata()["attributes"],
+        config={"write_empty_chunks": True},
+    )
+    theirs[:] = values
+    for block in range(grid.num_blocks):
+        for view in range(2):
+            rows = grid.block_rows(block)
+            ours = np.zeros((grid.stored_rows(block), *grid.row_shape), grid.spec.dtype)
+            ours[: len(rows)] = values[rows.start : rows.stop, view]
+            shard = (tmp_path / grid.shard_file(block, view)).read_bytes()
+            assert ours.tobytes() + grid.tail(block) == shard
+            assert len(shard) == grid.shard_bytes(block)
+    metadata = json.loads((tmp_path / grid.spec.name / "zarr.json").read_bytes())
+    assert metadata == grid.metadata()
+    assert Grid.from_metadata(grid.spec.name, metadata) == grid
 
 
 def test_metadata_of_a_compressed_array_gives_no_grid(tmp_path):

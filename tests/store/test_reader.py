@@ -21,7 +21,7 @@ from kdcache.errors import (
     DataError,
 )
 from kdcache.files import canonical_json, sha256_of
-from kdcache.store import ArraySpec, check_digests, open_cache
+from kdcache.store import FORMAT, ArraySpec, check_digests, open_cache
 
 
 def expected_of(spec, num_rows=making.NUM_ROWS, num_views=making.NUM_VIEWS):
@@ -190,7 +190,7 @@ def test_unfinished_cache_says_how_far_it_is(tmp_path, small_shards):
 
 def test_newer_format_is_refused(whole):
     manifest = json.loads((whole / "manifest.json").read_bytes())
-    (whole / "manifest.json").write_bytes(canonical_json(manifest | {"format": 2}))
+    (whole / "manifest.json").write_bytes(canonical_json(manifest | {"format": FORMAT + 1}))
     for use in (open_cache, making.begin):
         with pytest.raises(CacheError, match="made by a newer kdcache"):
             use(whole)
