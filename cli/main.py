@@ -13,6 +13,7 @@ from . import (
     demo,
     evaluate,
     export,
+    extend,
     extract,
     head,
     info,
@@ -43,6 +44,7 @@ def kdcache(
 
 
 app.command("extract")(extract.extract)
+app.command("extend")(extend.extend)
 app.command("head")(head.head)
 app.command("neighbours")(neighbours.neighbours)
 app.command("train")(train.train)

@@ -1,8 +1,10 @@
 """The engine: pieces of a cache that are missing are rendered, shown to the teacher and kept.
 
-What a piece holds depends on the job alone: batches never cross the border of a piece, and an
-unreadable image leaves a black one in its place. So the bytes are the same for any number of
-workers, in any order, after any interruption.
+What a piece holds depends on the job alone. The teacher is always shown as many views at once as
+the job says, filled up with black ones at the end of a piece: what it says of a view then does not
+depend on the views beside it (measured: it depends on their number, in the last bits). An
+unreadable image is a black one too. So the bytes are the same for any number of workers, in any
+order, after any interruption, and whether values were known before or not.
 """
 
 import time
@@ -15,11 +17,12 @@ import torch
 from torch import Tensor
 
 from kdcache.extract.job import Job
+from kdcache.extract.known import NOTHING, SHOW, Known
 from kdcache.precision import autocast, without_tf32
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Float, UInt8
+from kdcache.shapes import Bool, Int64, UInt8
 from kdcache.store import CacheWriter
-from kdcache.views import Witness, witness_mask, witnesses_to_arrays
+from kdcache.views import Made, Witness, witness_mask, witnesses_to_arrays
 from kdcache.workers import render_ahead
 
 
@@ -28,6 +31,7 @@ class Report:
     """Where the time went, in seconds of the one process that feeds the teacher."""
 
     views: int = 0
+    """Views of images that were shown to the teacher."""
     waiting_s: float = 0.0
     """For rendered views: the images bind when this is large."""
     teacher_s: float = 0.0
@@ -43,26 +47,47 @@ class Report:
         return self.waiting_s + self.teacher_s + self.writing_s
 
 
-class _Rendered(NamedTuple):
-    """Some rows of a piece in all views; a named tuple, so that torch can pin what is in it."""
+class _Part(NamedTuple):
+    """Some rows of a piece with the same views to render; perhaps none."""
 
     piece: int
-    offset: int
-    """Rows of the piece before these."""
-    pixels: list[UInt8[Tensor, "R _ _ _ 3"]]
-    """The views of each side together, as in the job's `views_by_side`."""
+    rows: Int64[np.ndarray, " R"]
+    views: Int64[np.ndarray, " v"]
+    is_shown: Bool[np.ndarray, " v"]
+    """Which of the views the teacher is to see; the others are rendered for their witnesses."""
+    is_last: bool
+    """Of its piece."""
+
+
+class _Seen(NamedTuple):
+    """The views of one side in pixels that the teacher is to see."""
+
+    views: Int64[np.ndarray, " v"]
+    pixels: UInt8[Tensor, "R v S S 3"]
+
+
+class _Waiting(NamedTuple):
+    """Views that wait for their batch to be full."""
+
+    places: Int64[np.ndarray, " n"]
+    """Row of the piece times views plus view."""
+    pixels: UInt8[Tensor, "n S S 3"]
+
+
+class _Rendered(NamedTuple):
+    """A part, rendered; a named tuple, so that torch can pin what is in it."""
+
+    part: _Part
+    seen: list[_Seen]
     unreadable: dict[int, str]
     witnesses: list[Witness]
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.pixels[0])
 
 
 def extract(
     job: Job,
     writer: CacheWriter,
     *,
+    known: Known | None = None,
     device: torch.device,
     workers: int,
     progress: Progress = silent,
@@ -70,6 +95,7 @@ def extract(
     """Compute every piece that the cache lacks. It is not sealed: that is `writer.seal`'s.
 
     Args:
+        known: what need not be computed.
         progress: told of images.
 
     Raises:
@@ -81,100 +107,152 @@ def extract(
         without_tf32()
     job.teacher.to(device)
     report = Report()
-    piece = _Piece(job)
-    images = _PieceImages(job, writer, missing)
+    parts = [part for piece in missing for part in _parts(job, known, writer, piece)]
     pin = device.type == "cuda"
-    items = render_ahead(images, range(len(images)), workers=workers, pin=pin)
+    items = render_ahead(_PartImages(job, parts), range(len(parts)), workers=workers, pin=pin)
+    draft = None
     for rendered in _timed(items, report):
+        part = rendered.part
+        if draft is None:
+            draft = _Draft(job, writer, part.piece, device)
         started = time.monotonic()
-        piece.add(rendered, _see(job, rendered.pixels, device))
+        report.views += draft.add(rendered)
+        if part.is_last:
+            draft.show_rest()
         report.teacher_s += time.monotonic() - started
-        progress(rendered.num_rows)
-        report.views += rendered.num_rows * job.num_views
-        if rendered.offset + rendered.num_rows == len(writer.piece_rows(rendered.piece)):
+        progress(len(part.rows))
+        if part.is_last:
             started = time.monotonic()
-            piece.commit(writer, rendered.piece)
+            draft.commit(known)
             report.writing_s += time.monotonic() - started
-            piece = _Piece(job)
+            progress(draft.num_rows_left)
+            draft = None
     report.unreadable = writer.unreadable()
     return report
 
 
-class _Piece:
-    """The rows of one piece, as they come."""
+class _Draft:
+    """A piece under way."""
 
-    def __init__(self, job: Job) -> None:
-        self._names = [spec.name for spec in job.array_specs()]
-        self._values: dict[str, list[np.ndarray]] = {name: [] for name in self._names}
+    def __init__(self, job: Job, writer: CacheWriter, piece: int, device: torch.device) -> None:
+        self._job = job
+        self._writer = writer
+        self._piece = piece
+        self._device = device
+        self._rows = writer.piece_rows(piece)
+        self._values = {
+            spec.name: np.zeros((len(self._rows), job.num_views, spec.dim), np.float32)
+            for spec in job.array_specs()
+        }
         self._unreadable: dict[int, str] = {}
         self._witnesses: list[Witness] = []
+        self._waiting: dict[int, list[_Waiting]] = {}
+        self.num_rows_left = len(self._rows)
+        """Rows of which nothing was rendered."""
 
-    def add(self, rendered: _Rendered, seen: dict[str, np.ndarray]) -> None:
-        for name in self._names:
-            self._values[name].append(seen[name])
+    def add(self, rendered: _Rendered) -> int:
+        """Take the views of a part in, and show the teacher as many batches as are full.
+
+        Returns the number of these views that the teacher is shown, now or in a later batch.
+        """
+        self.num_rows_left -= len(rendered.part.rows)
         self._unreadable |= rendered.unreadable
         self._witnesses += rendered.witnesses
+        places = (rendered.part.rows - self._rows.start)[:, None] * self._job.num_views
+        for seen in rendered.seen:
+            waiting = self._waiting.setdefault(seen.pixels.shape[2], [])
+            new = _Waiting((places + seen.views).ravel(), seen.pixels.flatten(0, 1))
+            while len(new.places):
+                room = self._job.batch_size - sum(len(one.places) for one in waiting)
+                waiting.append(_Waiting(new.places[:room], new.pixels[:room]))
+                new = _Waiting(new.places[room:], new.pixels[room:])
+                if len(waiting[-1].places) == room:
+                    self._show(waiting)
+        return sum(seen.pixels.shape[0] * seen.pixels.shape[1] for seen in rendered.seen)
 
-    def commit(self, writer: CacheWriter, piece: int) -> None:
-        writer.put_piece(
-            piece,
-            {name: np.concatenate(parts) for name, parts in self._values.items()},
+    def show_rest(self) -> None:
+        """Show the teacher what does not fill a batch."""
+        for waiting in self._waiting.values():
+            if waiting:
+                self._show(waiting)
+
+    def commit(self, known: Known | None) -> None:
+        """Add what is known, and keep the piece."""
+        if known is not None:
+            for name, values in self._values.items():
+                known.fill(values, name, self._rows, self._writer.wanted_views(name, self._piece))
+            self._unreadable |= known.unreadable(np.array(self._rows))
+            self._witnesses += known.witnesses(np.array(self._rows))
+        self._writer.put_piece(
+            self._piece,
+            self._values,
             unreadable=self._unreadable,
             witness=witnesses_to_arrays(self._witnesses),
         )
 
-
-def _see(
-    job: Job, pixels: list[UInt8[Tensor, "R _ _ _ 3"]], device: torch.device
-) -> dict[str, Float[np.ndarray, "R V _"]]:
-    """What the teacher says of these views, in float32 and in the order of the view indices."""
-    groups: dict[str, list[Tensor]] = {"feature": [], "embedding": []}
-    with torch.inference_mode(), autocast(job.precision, device):
-        for views in pixels:
-            batches = torch.split(views.flatten(0, 1), job.batch_size)
-            said = [job.teacher(images.to(device, non_blocking=True)) for images in batches]
-            for name, parts in zip(groups, zip(*said, strict=True), strict=True):
-                if parts[0] is not None:
-                    whole = torch.cat(parts).float()
-                    groups[name].append(whole.reshape(*views.shape[:2], -1))
-    order = np.argsort(np.concatenate(job.views_by_side))
-    return {
-        name: np.take(torch.cat(parts, dim=1).cpu().numpy(), order, axis=1)
-        for name, parts in groups.items()
-        if parts
-    }
+    def _show(self, waiting: list[_Waiting]) -> None:
+        """Keep what the teacher says of a batch, which then is empty again."""
+        places = np.concatenate([one.places for one in waiting])
+        parts = [one.pixels.to(self._device, non_blocking=True) for one in waiting]
+        waiting.clear()
+        num_black = self._job.batch_size - len(places)
+        black = torch.zeros(num_black, *parts[0].shape[1:], dtype=torch.uint8, device=self._device)
+        with torch.inference_mode(), autocast(self._job.precision, self._device):
+            said = self._job.teacher(torch.cat([*parts, black]))
+        for name, answers in zip(("feature", "embedding"), said, strict=True):
+            if answers is not None and name in self._values:
+                values = self._values[name]
+                kept = answers[: len(places)].float().cpu().numpy()
+                values.reshape(-1, values.shape[2])[places] = kept
 
 
-class _PieceImages:
-    """Item n: some rows of a missing piece in all views, decoded once."""
+class _PartImages:
+    """Item n: part n, each image of it decoded once."""
 
-    def __init__(self, job: Job, writer: CacheWriter, missing: list[int]) -> None:
+    def __init__(self, job: Job, parts: list[_Part]) -> None:
         self._maker = job.maker
-        self._views = job.views
-        self._num_rows = len(job.images)
-        self._groups = job.views_by_side
-        # Full batches of every side, those of the fewest views too.
-        rows_at_once = max(1, job.batch_size // min(map(len, self._groups)))
-        self._parts = [
-            (piece, start - rows.start, range(start, min(start + rows_at_once, rows.stop)))
-            for piece in missing
-            for rows in [writer.piece_rows(piece)]
-            for start in range(rows.start, rows.stop, rows_at_once)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._parts)
+        self._num_rows, self._num_views = len(job.images), job.num_views
+        self._parts = parts
 
     def __getitem__(self, item: int) -> _Rendered:
-        piece, offset, part = self._parts[item]
-        rows = np.array(part)
-        witness = witness_mask(rows, self._views, self._num_rows, len(self._views))
-        made = self._maker.make(rows, self._views, witness)
-        pixels = [
-            torch.from_numpy(np.stack([made.pixels[view] for view in group], axis=1))
-            for group in self._groups
+        part = self._parts[item]
+        # Of known views those alone are rendered whose witness is lacking.
+        witness = witness_mask(part.rows, part.views, self._num_rows, self._num_views)
+        made = self._maker.make(part.rows, part.views, witness)
+        return _Rendered(part, _by_side(made, part), made.unreadable, made.witnesses)
+
+
+def _parts(job: Job, known: Known | None, writer: CacheWriter, piece: int) -> list[_Part]:
+    """What there is to render of a piece, in parts of about a batch; one at least."""
+    rows = np.array(writer.piece_rows(piece))
+    tasks = np.full((len(rows), job.num_views), SHOW) if known is None else known.tasks(rows)
+    patterns, pattern_of = np.unique(tasks, axis=0, return_inverse=True)
+    parts = []
+    for number, pattern in enumerate(patterns):
+        views = np.flatnonzero(pattern != NOTHING)
+        members = rows[pattern_of.ravel() == number]
+        step = max(1, job.batch_size // max(1, len(views)))
+        parts += [
+            _Part(piece, members[start : start + step], views, pattern[views] == SHOW, False)
+            for start in range(0, len(members) if len(views) else 0, step)
         ]
-        return _Rendered(piece, offset, pixels, made.unreadable, made.witnesses)
+    if not parts:
+        none = np.empty(0, np.int64)
+        parts = [_Part(piece, none, none, none == SHOW, False)]
+    return [*parts[:-1], parts[-1]._replace(is_last=True)]
+
+
+def _by_side(made: Made, part: _Part) -> list[_Seen]:
+    """The views that the teacher is to see, those together that it can see at once."""
+    places: dict[int, list[int]] = {}
+    for place in np.flatnonzero(part.is_shown).tolist():
+        places.setdefault(made.pixels[place].shape[1], []).append(place)
+    return [
+        _Seen(
+            part.views[alike], torch.from_numpy(np.stack([made.pixels[i] for i in alike], axis=1))
+        )
+        for alike in places.values()
+    ]
 
 
 def _timed(items: Iterator[_Rendered], report: Report) -> Iterator[_Rendered]:

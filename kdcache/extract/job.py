@@ -3,12 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from kdcache.errors import ConfigError
 from kdcache.images import ImageIndex, ImageSet, dataset_fingerprint, decoder_description
 from kdcache.precision import Precision
-from kdcache.shapes import Int64
 from kdcache.store import ArraySpec, Dtype
 from kdcache.teachers import Teacher
 from kdcache.views import Policy, Renderer, ViewMaker
@@ -31,20 +28,6 @@ class Job:
     """Views that the teacher sees at once. Part of the recipe: it can decide last bits."""
     arrays: tuple[str, ...] | None = None
     """Which of `feature` and `embedding` to keep; None keeps all that the teacher gives."""
-
-    @property
-    def views(self) -> Int64[np.ndarray, " V"]:
-        """The view indices."""
-        return np.arange(self.num_views)
-
-    @property
-    def views_by_side(self) -> list[Int64[np.ndarray, " _"]]:
-        """The view indices in groups of one side in pixels, which the teacher can see at once."""
-        groups: dict[int, list[int]] = {}
-        for view in range(self.num_views):
-            side = self.policy.side(view, self.teacher.image_size)
-            groups.setdefault(side, []).append(view)
-        return [np.array(group) for group in groups.values()]
 
     @property
     def maker(self) -> ViewMaker:

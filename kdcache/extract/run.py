@@ -10,6 +10,7 @@ import torch
 from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
 from kdcache.extract.engine import Report, extract
 from kdcache.extract.job import Job, describe
+from kdcache.extract.known import Known
 from kdcache.images import ImageIndex, ImageSet, index_images, refuse_suspects
 from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
@@ -85,10 +86,10 @@ def run_extraction(
         KdcacheError: of the kind that says what to mend; what was computed before is kept.
     """
     wanted_policy = get_policy(policy)
-    _check_whole_sets(wanted_policy, num_views)
-    _check_small_crops(wanted_policy, teacher)
+    check_whole_sets(wanted_policy, num_views)
+    check_small_crops(wanted_policy, teacher)
     started = time.monotonic()
-    index = _index(images, skip_unreadable, workers, bar)
+    index = index_or_refuse(images, skip_unreadable, workers, bar)
     index_s = time.monotonic() - started
     job = Job(
         images=images,
@@ -103,14 +104,46 @@ def run_extraction(
         batch_size=batch_size,
         arrays=arrays,
     )
-    writer = _open_writer(job, out, device)
+    return complete(
+        job,
+        out,
+        skip_unreadable=skip_unreadable,
+        device=device,
+        workers=workers,
+        bar=bar,
+        index_s=index_s,
+    )
+
+
+def complete(
+    job: Job,
+    out: Path,
+    *,
+    known: Known | None = None,
+    skip_unreadable: bool,
+    device: torch.device,
+    workers: int,
+    bar: Bar,
+    index_s: float,
+) -> Outcome:
+    """Make the cache of a job, or complete it.
+
+    Args:
+        known: what another cache says already.
+    """
+    writer = _open_writer(job, out, device, known)
     if writer.done:
         _check_views(job, out)
+    elif known is not None:
+        with bar("check", total=known.num_shards(writer), unit="shards") as progress:
+            known.take(writer, progress)
     _check_room(writer, out)
     left = sum(len(writer.piece_rows(piece)) for piece in writer.missing())
-    done = len(images) - left
-    with bar("extract", total=len(images), unit="images", done=done) as progress:
-        report = extract(job, writer, device=device, workers=workers, progress=progress)
+    done = len(job.images) - left
+    with bar("extract", total=len(job.images), unit="images", done=done) as progress:
+        report = extract(
+            job, writer, known=known, device=device, workers=workers, progress=progress
+        )
     if not writer.done:
         _refuse_unreadable(job, report.unreadable, skip=skip_unreadable)
     started = time.monotonic()
@@ -119,13 +152,12 @@ def run_extraction(
     cache = open_cache(out)
     size = sum(file.num_bytes for file in cache.manifest.files.values())
     seal_s = time.monotonic() - started
-    return Outcome(
-        out, len(images), len(images.classes), cache.identity, size, report, index_s, seal_s
-    )
+    num_images, num_classes = len(job.images), len(job.images.classes)
+    return Outcome(out, num_images, num_classes, cache.identity, size, report, index_s, seal_s)
 
 
-def _check_whole_sets(policy: Policy, num_views: int) -> None:
-    """A method that learns from small crops needs all of a set."""
+def check_whole_sets(policy: Policy, num_views: int) -> None:
+    """Refuse a part of a set: a method that learns from small crops needs all of it."""
     size = policy.views_in_set
     if num_views % size:
         below, above = num_views // size * size, (num_views // size + 1) * size
@@ -136,8 +168,8 @@ def _check_whole_sets(policy: Policy, num_views: int) -> None:
         )
 
 
-def _check_small_crops(policy: Policy, teacher: Teacher) -> None:
-    """A transformer may be tied to images of one size."""
+def check_small_crops(policy: Policy, teacher: Teacher) -> None:
+    """Refuse small crops where the teacher, perhaps a transformer, is tied to one size."""
     size = teacher.image_size
     for side in {policy.side(view, size) for view in range(policy.views_in_set)} - {size}:
         try:
@@ -150,7 +182,8 @@ def _check_small_crops(policy: Policy, teacher: Teacher) -> None:
             ) from error
 
 
-def _index(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> ImageIndex:
+def index_or_refuse(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> ImageIndex:
+    """The index of the images; files that are plainly no images are refused, unless skipped."""
     with bar("index", total=len(images), unit="images") as progress:
         index = index_images(images, threads=max(1, workers), progress=progress)
     if not skip_unreadable or len(index.suspects) == len(images):
@@ -162,9 +195,14 @@ def _index(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> I
     return index
 
 
-def _open_writer(job: Job, out: Path, device: torch.device) -> CacheWriter:
+def made_with(job: Job, device: torch.device) -> dict[str, str]:
+    """What may decide last bits, besides the recipe."""
+    return {**library_versions(), **job.renderer.environment(), "device": device.type}
+
+
+def _open_writer(job: Job, out: Path, device: torch.device, known: Known | None) -> CacheWriter:
     head = job.teacher.head
-    made_with = {**library_versions(), **job.renderer.environment(), "device": device.type}
+    versions = made_with(job, device)
     return create_cache(
         out,
         recipe=describe(job),
@@ -177,7 +215,7 @@ def _open_writer(job: Job, out: Path, device: torch.device) -> CacheWriter:
             paths=job.images.paths,
         ),
         head=(head.layers, head.to_arrays()) if head is not None else None,
-        made_with=made_with,
+        made_with=versions if known is None else known.versions_with(versions),
     )
 
 

@@ -148,3 +148,13 @@ def require_sizes(root: Path, manifest: Manifest) -> None:
             f"`{root / first.file}` {first.found}{others}",
             hint=f"see all of it with `kdcache verify {root}`, or fetch the cache again",
         )
+
+
+def require_digest(root: Path, manifest: Manifest, name: str) -> None:
+    """Refuse a file whose bytes are not those that the manifest promises."""
+    if (found := sha256_of(root / name)) != manifest.files[name].sha256:
+        raise CacheCorrupt(
+            f"`{root / name}` has the SHA-256 `{found}`, and the manifest promises "
+            f"`{manifest.files[name].sha256}`",
+            hint=f"see all of it with `kdcache verify {root}`, or fetch the cache again",
+        )

@@ -6,7 +6,7 @@ witness and its originals, which the seal of the cache still needs.
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,19 @@ class Pieces:
         folders = (self._root / WORK / "pieces", self._root / WORK / "notes")
         return {int(path.stem) for folder in folders for path in folder.glob("*.npz")}
 
-    def put(self, piece: int, values: Mapping[str, np.ndarray], note: Note) -> None:
+    def put(
+        self,
+        piece: int,
+        values: Mapping[str, np.ndarray],
+        note: Note,
+        without: Collection[tuple[str, int]] = (),
+    ) -> None:
         """Keep a piece.
 
         Args:
             values: arrays `[P, V, ...]`; each view becomes a member of its own, so that a shard
                 is gathered without reading the other views.
+            without: arrays and views that are not kept.
 
         Raises:
             CacheMismatch: the piece is there with other values.
@@ -64,6 +71,7 @@ class Pieces:
             f"{name}/{view}": array[:, view]
             for name, array in values.items()
             for view in range(array.shape[1])
+            if (name, view) not in without
         }
         data = _npz(views | _note_members(note))
         if (self._root / _note(piece)).exists():

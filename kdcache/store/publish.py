@@ -1,5 +1,6 @@
 """Publishing: a file of a cache appears whole or not at all; what is promised never changes."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -12,6 +13,18 @@ from kdcache.files import atomic_file, sha256_of, sync_folder
 
 WORK = ".work"
 """The folder in a cache for what is temporary; whatever a killed process leaves, it leaves here."""
+
+# Another file system, one without links, a file of somebody else, too many names; or the target
+# is there by now.
+_NO_LINK = {
+    errno.EXDEV,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EMLINK,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EEXIST,
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,38 @@ def publish(root: Path, name: str, *parts: bytes | memoryview, hint: str) -> Fil
             hint=hint,
         )
     return digest
+
+
+def adopt(root: Path, name: str, source: Path, promised: FileDigest, *, hint: str) -> None:
+    """Put a file of another cache at `root/name`: the same file by another name, where the file
+    system allows that, else a copy. Neither cache ever writes to it, so none can spoil the other's.
+
+    Args:
+        promised: size and digest, which the caller has checked.
+        hint: what the user should do when other bytes are there.
+
+    Raises:
+        CacheMismatch: other bytes are there.
+    """
+    target = root / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source.resolve(), target)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+        else:
+            sync_folder(target.parent)
+            return
+    if not target.exists():
+        publish(root, name, source.read_bytes(), hint=hint)
+    if (found := sha256_of(target)) != promised.sha256:
+        raise CacheMismatch(
+            f"`{target}` is there with the SHA-256 `{found}`, and `{source}` is promised with"
+            f" `{promised.sha256}`",
+            hint=hint,
+        )
 
 
 def overwrite(root: Path, name: str, data: bytes) -> None:

@@ -28,7 +28,7 @@ from kdcache.store.layout import ArraySpec, Grid
 from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
 from kdcache.store.moments import Moments
 from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
-from kdcache.store.publish import WORK, FileDigest, digest_of, publish, tidy
+from kdcache.store.publish import WORK, FileDigest, adopt, digest_of, publish, tidy
 from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
 
 _SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
@@ -54,6 +54,7 @@ class CacheWriter:
         self._index = index
         self._first_files = first_files
         self._pieces = Pieces(root)
+        self._adopted: set[tuple[str, int, int]] = set()
         any_grid = next(iter(targets.values()))
         self.num_rows = any_grid.num_rows
         self.num_views = any_grid.num_views
@@ -92,9 +93,9 @@ class CacheWriter:
 
         Args:
             values: for each array the rows of `piece_rows(piece)`; what the rows of unreadable
-                images hold is ignored, and zeros are stored. An array of uint8 also takes rows
-                that are quantised, as another cache of uint8 holds them: quantising what they
-                mean could give other bytes.
+                images hold is ignored, and zeros are stored; so is what adopted views hold. An
+                array of uint8 also takes rows that are quantised, as another cache of uint8 holds
+                them: quantising what they mean could give other bytes.
             unreadable: why rows could not be read, by row number in the cache.
             witness: arrays of which the seal joins all pieces along the first axis; every piece
                 gives the same names, or none.
@@ -117,8 +118,41 @@ class CacheWriter:
                 originals[name] = kept[sampled, 0]
                 kept = quantise(kept)
             stored |= _by_part(grid, kept)
-        self._pieces.put(piece, stored, Note(unreadable, witness, originals))
+        adopted = {
+            (name, view)
+            for name in self._grids
+            for view in {*range(self.num_views)} - {*self.wanted_views(name, piece)}
+        }
+        note = Note(unreadable, witness, originals)
+        self._pieces.put(piece, stored, note, without=adopted)
         self._seal_shards_around(rows)
+
+    @property
+    def grids(self) -> Mapping[str, Grid]:
+        """How each array on disk is cut, by name."""
+        return self._grids
+
+    def wanted_views(self, name: str, piece: int) -> list[int]:
+        """The views of an array whose values `put_piece` keeps: those that are not adopted."""
+        grid = self._grids[name]
+        return self._kept_views(grid, self.piece_rows(piece).start // grid.shard_rows)
+
+    def adopt(self, name: str, block: int, view: int, source: Path, promised: FileDigest) -> None:
+        """Take a shard of another cache for one of this: see `adopt`.
+
+        It comes before the first piece; whoever goes on with this cache must do the same.
+
+        Args:
+            promised: size and digest of `source`, which the caller has checked.
+        """
+        grid = self._grids[name]
+        self._adopted.add((name, block, view))
+        if self.done or self._has_receipt(grid, block, view):
+            return
+        assert promised.num_bytes == grid.shard_bytes(block)
+        adopt(self.path, grid.shard_file(block, view), source, promised, hint=ALARM)
+        receipt = _receipt(grid, block, view, promised, self._made_with)
+        publish(self.path, grid.receipt_file(block, view), receipt, hint=ALARM)
 
     def missing_bytes(self) -> int:
         """What is still to be written, as it will lie on the disk.
@@ -128,8 +162,12 @@ class CacheWriter:
         if self.done:
             return 0
         rows = min(self.num_rows, max(grid.shard_rows for grid in self._grids.values()))
-        row_bytes = sum(grid.row_bytes for grid in self._grids.values())
-        return rows * self.num_views * row_bytes + sum(
+        return sum(
+            rows
+            * grid.row_bytes
+            * max(len(self._kept_views(grid, block)) for block in range(grid.num_blocks))
+            for grid in self._grids.values()
+        ) + sum(
             grid.shard_bytes(block)
             for grid in self._grids.values()
             for block in range(grid.num_blocks)
@@ -304,6 +342,14 @@ class CacheWriter:
             digest = publish(self.path, name, shard.data, grid.tail(block), hint=ALARM)
             receipt = _receipt(grid, block, view, digest, self._made_with)
             publish(self.path, grid.receipt_file(block, view), receipt, hint=ALARM)
+
+    def _kept_views(self, grid: Grid, block: int) -> list[int]:
+        """The views of a block that are made of pieces."""
+        return [
+            view
+            for view in range(self.num_views)
+            if (grid.spec.name, block, view) not in self._adopted
+        ]
 
     def _let_go(self, piece: int) -> None:
         rows = self.piece_rows(piece)
