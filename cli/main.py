@@ -27,6 +27,9 @@ from . import (
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+_NO_ANSWER = {"verify": 3}
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"kdcache {__version__}")
@@ -61,7 +64,10 @@ app.add_typer(teachers.app, name="teachers")
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is two lines on standard error, exit code 1."""
+    """Run the command line; what the user can mend is two lines on standard error, exit code 1.
+
+    A command that answers a question by its exit code has another one for having no answer.
+    """
     debug = os.environ.get("KDCACHE_DEBUG", "") not in ("", "0")
     try:
         app(prog_name="kdcache")
@@ -77,7 +83,7 @@ def main() -> None:
 
 def _fail(message: str, hint: str) -> None:
     typer.echo(f"error: {message}\n\nhint: {hint}", err=True)
-    sys.exit(1)
+    sys.exit(_NO_ANSWER.get(next(iter(sys.argv[1:]), ""), 1))
 
 
 def _explain(error: OSError) -> tuple[str, str]:

@@ -49,11 +49,9 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process has the folder.
     """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle = _lock(folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
         raise ConfigError(
             f"another process is at work in `{folder}`",
             hint="wait for it to end, or give another --out",
@@ -67,9 +65,8 @@ def exclusive(folder: Path) -> Iterator[None]:
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
     """Wait until nobody else on this machine is in this block for the same folder, then enter."""
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = _lock(folder / ".lock", fcntl.LOCK_EX)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -94,6 +91,24 @@ def canonical_json(value: Any) -> bytes:
     """The one way we write JSON: UTF-8, sorted keys, two spaces, a newline at the end."""
     text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode()
+
+
+def _lock(path: Path, how: int) -> int:
+    """A handle that holds the lock of the file which is at `path` now.
+
+    Somebody may take the file away between opening and locking it: then the lock is one that nobody
+    else would ever meet.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, how)
+            if os.fstat(handle).st_nlink:
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ FLOORS = [
     {"networks", "views", "store"},
     {"teachers", "students", "methods", "targets"},
     {"extract", "recipe", "derive"},
-    {"train", "evals"},
+    {"train", "evals", "verify"},
     {"demo", "export"},
 ]
 

@@ -1,6 +1,7 @@
 """Extraction: images, views and a teacher in, a cache out."""
 
-from kdcache.extract.engine import Report, extract
+from kdcache.extract.again import job_again, maker_of, teacher_of
+from kdcache.extract.engine import Report, extract, hear
 from kdcache.extract.extend import Extension, run_extension
 from kdcache.extract.job import Job, describe
 from kdcache.extract.run import Outcome, run_extraction
@@ -12,6 +13,10 @@ __all__ = [
     "Report",
     "describe",
     "extract",
+    "hear",
+    "job_again",
+    "maker_of",
     "run_extension",
     "run_extraction",
+    "teacher_of",
 ]

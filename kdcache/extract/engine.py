@@ -8,7 +8,7 @@ order, after any interruption, and whether values were known before or not.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ from kdcache.extract.job import Job
 from kdcache.extract.known import NOTHING, SHOW, Known
 from kdcache.precision import autocast, without_tf32
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Bool, Int64, UInt8
+from kdcache.shapes import Bool, Float, Int64, UInt8
 from kdcache.store import CacheWriter
 from kdcache.views import Made, Witness, witness_mask, witnesses_to_arrays
 from kdcache.workers import render_ahead
@@ -90,19 +90,21 @@ def extract(
     known: Known | None = None,
     device: torch.device,
     workers: int,
+    pieces: Collection[int] | None = None,
     progress: Progress = silent,
 ) -> Report:
     """Compute every piece that the cache lacks. It is not sealed: that is `writer.seal`'s.
 
     Args:
         known: what need not be computed.
+        pieces: compute these alone; None is all.
         progress: told of images.
 
     Raises:
         DataError: an image has changed since it was indexed;
             the teacher gave a value that is not finite, or does not fit into the dtype.
     """
-    missing = writer.missing()
+    missing = [piece for piece in writer.missing() if pieces is None or piece in pieces]
     if job.precision == "fp32":
         without_tf32()
     job.teacher.to(device)
@@ -195,15 +197,30 @@ class _Draft:
         places = np.concatenate([one.places for one in waiting])
         parts = [one.pixels.to(self._device, non_blocking=True) for one in waiting]
         waiting.clear()
-        num_black = self._job.batch_size - len(places)
-        black = torch.zeros(num_black, *parts[0].shape[1:], dtype=torch.uint8, device=self._device)
-        with torch.inference_mode(), autocast(self._job.precision, self._device):
-            said = self._job.teacher(torch.cat([*parts, black]))
-        for name, answers in zip(("feature", "embedding"), said, strict=True):
-            if answers is not None and name in self._values:
+        for name, answers in hear(self._job, torch.cat(parts), self._device).items():
+            if name in self._values:
                 values = self._values[name]
-                kept = answers[: len(places)].float().cpu().numpy()
-                values.reshape(-1, values.shape[2])[places] = kept
+                values.reshape(-1, values.shape[2])[places] = answers.numpy()
+
+
+def hear(
+    job: Job, images: UInt8[Tensor, "M S S 3"], device: torch.device
+) -> dict[str, Float[Tensor, "M _"]]:
+    """What the teacher says of at most a batch of views of one side: float32 on the CPU.
+
+    It is always shown a whole batch, filled up with black views: the number of views in a batch
+    can decide last bits, their places and their company were not seen to.
+    """
+    assert len(images) <= job.batch_size
+    batch = images.new_zeros((job.batch_size, *images.shape[1:]), device=device)
+    batch[: len(images)].copy_(images, non_blocking=True)
+    with torch.inference_mode(), autocast(job.precision, device):
+        said = job.teacher(batch)
+    return {
+        name: answers[: len(images)].float().cpu()
+        for name, answers in zip(("feature", "embedding"), said, strict=True)
+        if answers is not None
+    }
 
 
 class _PartImages:

@@ -5,13 +5,13 @@ from kdcache.store.fidelity import describe_fidelity
 from kdcache.store.grow import grow_cache, hint_at_ancestor
 from kdcache.store.head import describe_head, head_files
 from kdcache.store.index import RowIndex, load_unreadable
-from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec, Dtype
+from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec, Dtype, Grid
 from kdcache.store.manifest import Manifest, Problem, check_digests, require_digest
 from kdcache.store.neighbours import Neighbours, describe_graph, neighbour_files
 from kdcache.store.publish import FileDigest
 from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
 from kdcache.store.reader import Cache, open_cache, read_manifest
-from kdcache.store.writer import CacheWriter, create_cache, differences
+from kdcache.store.writer import CacheWriter, create_cache, differences, make_receipt
 
 __all__ = [
     "FORMAT",
@@ -21,6 +21,7 @@ __all__ = [
     "CacheWriter",
     "Dtype",
     "FileDigest",
+    "Grid",
     "Manifest",
     "Neighbours",
     "Problem",
@@ -40,6 +41,7 @@ __all__ = [
     "head_files",
     "hint_at_ancestor",
     "load_unreadable",
+    "make_receipt",
     "map_shard",
     "neighbour_files",
     "open_cache",

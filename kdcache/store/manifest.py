@@ -56,7 +56,18 @@ class Manifest:
 
         Raises:
             CacheError: a newer version of the format.
+            CacheCorrupt: these bytes are no manifest.
         """
+        try:
+            return cls._parse(data)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CacheCorrupt(
+                f"`{MANIFEST}` is no manifest: {type(error).__name__}: {error}",
+                hint="fetch it from another copy: kdcache verify CACHE --repair --from COPY",
+            ) from error
+
+    @classmethod
+    def _parse(cls, data: bytes) -> "Manifest":
         value = json.loads(data)
         check_format(value["format"])
         return cls(
@@ -80,6 +91,8 @@ def kept_manifest(identity: str) -> str:
 
 def check_format(version: int) -> None:
     """Refuse a format that this code does not know."""
+    if version < 1:
+        raise ValueError(f"format {version}")
     if version > FORMAT:
         raise CacheError(
             f"the cache has format `{version}`: it was made by a newer kdcache;"

@@ -18,7 +18,7 @@ def group_file(attributes: Mapping[str, Any]) -> bytes:
 
 def array_files(name: str, values: np.ndarray) -> dict[str, bytes]:
     """The files of one array: its `zarr.json`, and its values unless it holds none."""
-    files = {f"{name}/zarr.json": canonical_json(_metadata(values))}
+    files = {f"{name}/zarr.json": canonical_json(array_metadata(values.shape, values.dtype))}
     if values.size:
         chunk = "/".join(["c", *("0" for _ in values.shape)])
         files[f"{name}/{chunk}"] = np.ascontiguousarray(values, _little(values.dtype)).tobytes()
@@ -49,22 +49,23 @@ def load_attributes(root: Path, name: str) -> dict[str, Any]:
     return attributes
 
 
-def _metadata(values: np.ndarray) -> dict[str, Any]:
-    one_byte = values.dtype.itemsize == 1
+def array_metadata(shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The `zarr.json` of an array of this shape and number type."""
+    one_byte = dtype.itemsize == 1
     codec = (
         {"name": "bytes"} if one_byte else {"name": "bytes", "configuration": {"endian": "little"}}
     )
     return {
         "zarr_format": 3,
         "node_type": "array",
-        "shape": list(values.shape),
-        "data_type": values.dtype.name,
+        "shape": list(shape),
+        "data_type": dtype.name,
         "chunk_grid": {
             "name": "regular",
-            "configuration": {"chunk_shape": [max(size, 1) for size in values.shape]},
+            "configuration": {"chunk_shape": [max(size, 1) for size in shape]},
         },
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": np.zeros((), values.dtype).item(),
+        "fill_value": np.zeros((), dtype).item(),
         "codecs": [codec],
         "attributes": {},
         "storage_transformers": [],

@@ -18,7 +18,7 @@ import numpy as np
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheUnfinished, DataError
 from kdcache.files import canonical_json
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Bool, Float
+from kdcache.shapes import Float
 from kdcache.store import layout, plain
 from kdcache.store.fidelity import fidelity_files, sample_rows
 from kdcache.store.group import GROUP, format_of, make_group
@@ -26,10 +26,10 @@ from kdcache.store.head import head_files
 from kdcache.store.index import RowIndex, index_files, load_unreadable, readable_files
 from kdcache.store.layout import ArraySpec, Grid
 from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
-from kdcache.store.moments import Moments
+from kdcache.store.moments import statistics_files
 from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
 from kdcache.store.publish import WORK, FileDigest, adopt, digest_of, publish, tidy
-from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
+from kdcache.store.quantise import Quantised, Stored, quantise
 
 _SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
 _SEAL_TRIES = 10  # each is lost to another process that let go of a piece meanwhile
@@ -125,7 +125,7 @@ class CacheWriter:
         }
         note = Note(unreadable, witness, originals)
         self._pieces.put(piece, stored, note, without=adopted)
-        self._seal_shards_around(rows)
+        self.seal_shards_around(rows)
 
     @property
     def grids(self) -> Mapping[str, Grid]:
@@ -151,7 +151,7 @@ class CacheWriter:
             return
         assert promised.num_bytes == grid.shard_bytes(block)
         adopt(self.path, grid.shard_file(block, view), source, promised, hint=ALARM)
-        receipt = _receipt(grid, block, view, promised, self._made_with)
+        receipt = make_receipt(grid, block, view, promised, self._made_with)
         publish(self.path, grid.receipt_file(block, view), receipt, hint=ALARM)
 
     def missing_bytes(self) -> int:
@@ -213,7 +213,7 @@ class CacheWriter:
                 f"{len(missing)} of {self.num_pieces} pieces of `{self.path}` are missing",
                 hint="run the same extract command: it resumes",
             )
-        self._seal_shards_around(range(self.num_rows))
+        self.seal_shards_around(range(self.num_rows))
         notes = [self._pieces.note(piece) for piece in range(self.num_pieces)]
         unreadable = {row: why for note in notes for row, why in note.unreadable.items()}
         readable = np.ones(self.num_rows, np.bool_)
@@ -225,12 +225,8 @@ class CacheWriter:
             )
         small = readable_files(self._index, readable, unreadable) | _witness_files(notes)
         small |= fidelity_files(_joined_originals(notes))
-        for name, grid in self._targets.items():
-            moments = self._moments(grid, readable, progress)
-            for key, values in moments.arrays().items():
-                small |= plain.array_files(f"statistics/{name}/{key}", values)
-            small[f"statistics/{name}/zarr.json"] = plain.group_file({})
-        small["statistics/zarr.json"] = plain.group_file({})
+        for grid in self._targets.values():
+            small |= statistics_files(self.path, grid, readable, progress)
         files = {**self._first_files, **self._shard_digests(), **self._publish(small)}
         self._publish({GROUP: make_group(self.path, files)})
         manifest = Manifest(
@@ -293,7 +289,7 @@ class CacheWriter:
             hint="see whether the cache it is from is whole: kdcache verify CACHE",
         )
 
-    def _seal_shards_around(self, rows: range) -> None:
+    def seal_shards_around(self, rows: range) -> None:
         """Seal each block that touches `rows` and is whole, and let go of pieces in such blocks."""
         for _ in range(_SEAL_TRIES):
             try:
@@ -340,7 +336,7 @@ class CacheWriter:
         for view, shard in zip(views, values, strict=True):
             name = grid.shard_file(block, view)
             digest = publish(self.path, name, shard.data, grid.tail(block), hint=ALARM)
-            receipt = _receipt(grid, block, view, digest, self._made_with)
+            receipt = make_receipt(grid, block, view, digest, self._made_with)
             publish(self.path, grid.receipt_file(block, view), receipt, hint=ALARM)
 
     def _kept_views(self, grid: Grid, block: int) -> list[int]:
@@ -375,32 +371,6 @@ class CacheWriter:
 
     def _blocks_of(self, grid: Grid, rows: range) -> range:
         return range(rows.start // grid.shard_rows, -(-rows.stop // grid.shard_rows))
-
-    def _moments(self, grid: Grid, readable: Bool[np.ndarray, " N"], progress: Progress) -> Moments:
-        moments = Moments(grid.spec.dim)
-        for view in range(grid.num_views):
-            for block in range(grid.num_blocks):
-                rows = grid.block_rows(block)
-                shard = self._shard(grid, block, view)
-                for start in range(0, len(rows), grid.chunk_rows):
-                    chunk = dequantise(shard[start : start + grid.chunk_rows])
-                    at = rows.start + start
-                    moments.add(chunk[readable[at : at + len(chunk)]])
-                progress(len(grid.parts()))
-        return moments
-
-    def _shard(self, grid: Grid, block: int, view: int) -> Stored:
-        """The rows of one block and view, of all the arrays on disk that hold them."""
-        num_rows = len(grid.block_rows(block))
-        parts = [
-            np.fromfile(
-                self.path / part.shard_file(block, view),
-                part.spec.numpy_dtype,
-                num_rows * part.spec.dim,
-            ).reshape(num_rows, *part.row_shape)
-            for part in grid.parts()
-        ]
-        return Quantised(*parts) if grid.spec.is_quantised else parts[0]
 
     def _sampled(self, rows: range) -> list[int]:
         """Those of the rows whose originals tell what quantisation keeps, ascending."""
@@ -576,9 +546,10 @@ def _witness_files(notes: Sequence[Note]) -> dict[str, bytes]:
     return files
 
 
-def _receipt(
+def make_receipt(
     grid: Grid, block: int, view: int, shard: FileDigest, made_with: Mapping[str, str]
 ) -> bytes:
+    """The bytes of the receipt of one shard file."""
     rows = grid.block_rows(block)
     return canonical_json(
         {

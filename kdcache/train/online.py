@@ -5,7 +5,6 @@ what the cache saves.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from kdcache.distributed import gather_rows
-from kdcache.errors import TeacherError
 from kdcache.heads import ProjectionHead
 from kdcache.precision import Precision, autocast, without_tf32
 from kdcache.shapes import Float, Int64, UInt8
-from kdcache.store import Cache
 from kdcache.targets import centered
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers import Teacher
 from kdcache.train.data import render
 from kdcache.views import ViewMaker
 
@@ -106,24 +103,3 @@ class LiveTargets:
             embedding = self.head(feature)
         said: Tensor = feature if self.array == "feature" else embedding
         return said[: len(pixels)]
-
-
-def load_live_teacher(cache: Cache, weights: Path | None) -> Teacher:
-    """The teacher that a cache names, and no other.
-
-    Args:
-        weights: its file, where it was loaded from one.
-
-    Raises:
-        TeacherError: these are other weights.
-    """
-    said = cache.recipe["teacher"]
-    teacher = load_teacher(said["name"], weights=weights, image_size=said["image_size"])
-    found = teacher.description()["weights"]["sha256"]
-    if found != said["weights"]["sha256"]:
-        raise TeacherError(
-            f"`{cache.path}` was made by a teacher with the weights `{said['weights']['sha256']}`; "
-            f"those at hand are `{found}`",
-            hint="give --weights the file that the cache was extracted with",
-        )
-    return teacher

@@ -13,6 +13,7 @@ import torch
 from kdcache import distributed
 from kdcache.derive import diagnose
 from kdcache.errors import ConfigError
+from kdcache.extract import teacher_of
 from kdcache.files import canonical_json, exclusive, put_if_absent
 from kdcache.images import ImageSet
 from kdcache.methods import Method
@@ -22,15 +23,15 @@ from kdcache.shapes import Int64
 from kdcache.store import Cache
 from kdcache.students import STUDENT_FILE, build_student, save_student
 from kdcache.targets import Queue
+from kdcache.teachers import Teacher
 from kdcache.train.checkpoint import State, load_checkpoint
 from kdcache.train.data import RowImages
 from kdcache.train.lesson import Lesson, lesson_alone, lesson_from
 from kdcache.train.log import read_metrics
 from kdcache.train.loop import build_queues, train
 from kdcache.train.needs import check_caches, check_numbers
-from kdcache.train.online import load_live_teacher
 from kdcache.versions import library_versions
-from kdcache.views import check_witnesses, witnesses_from_arrays
+from kdcache.views import check_witnesses, other_releases, witnesses_from_arrays
 
 RECIPE = "recipe.json"
 _QUERIES = 256
@@ -89,7 +90,7 @@ def run_training(
     check_caches(recipe, caches, online=online is not None)
     source: dict[str, Any]
     if caches:
-        live = load_live_teacher(caches[0], online.weights) if online is not None else None
+        live = _live_teacher(caches[0], online)
         lesson = lesson_from(caches, recipe, images, device=device, tell=tell, bar=bar, live=live)
         source = {"caches": [cache.identity for cache in caches], "online": live is not None}
     else:
@@ -142,9 +143,19 @@ def _check_pixels(cache: Cache, rows: Int64[np.ndarray, " N"], lesson: Lesson, t
         maker, images=images, ids=cache.image_ids, size=cache.recipe["teacher"]["image_size"]
     )
     here = [w for w in witnesses_from_arrays(cache.witness()) if places[w.row] >= 0]
+    releases = other_releases(cache.manifest.versions, maker.renderer)
+    if releases:
+        tell(
+            f"views are rendered by other releases than those of `{cache.path}`: "
+            f"{'; '.join(releases)}"
+        )
     report = check_witnesses(here, as_seen)
-    if report.differences:
+    if releases or report.differences:
         tell(str(report))
+
+
+def _live_teacher(cache: Cache, online: Online | None) -> Teacher | None:
+    return None if online is None else teacher_of(cache.recipe, online.weights, cache.path)
 
 
 def _tell_diagnosis(recipe: Recipe, lesson: Lesson, queues: list[Queue], tell: Tell) -> None:

@@ -1,6 +1,13 @@
 """Views: what is looked at, drawn by Philox and rendered the same way everywhere."""
 
-from kdcache.views.check import Report, check_witnesses, take_witness
+from kdcache.views.check import (
+    Report,
+    check_witnesses,
+    is_tolerated,
+    measure_witnesses,
+    other_releases,
+    take_witness,
+)
 from kdcache.views.draw import VIEW, draw
 from kdcache.views.maker import Made, ViewMaker
 from kdcache.views.philox import philox4x32, split_seed
@@ -31,6 +38,9 @@ __all__ = [
     "draw",
     "get_policy",
     "get_renderer",
+    "is_tolerated",
+    "measure_witnesses",
+    "other_releases",
     "philox4x32",
     "split_seed",
     "take_witness",

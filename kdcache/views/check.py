@@ -1,18 +1,22 @@
 """Check: views rendered here are compared with the witnesses of those that the teacher saw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from kdcache.errors import CacheMismatch, DataError
+from kdcache.versions import library_versions
 from kdcache.views.maker import ViewMaker
+from kdcache.views.render import Renderer
 from kdcache.views.witness import Difference, Witness, compare
 
 TOLERATED_LEVELS = 1.0
 """Mean thumbnail difference up to which pixels of equal parameters count as the same view. Another
 library's antialiased resize moves pixels by 0.03 to 0.8 levels, its colour by 0.5 to 1; YIQ hue by
 5 (pipeline.md, section 3)."""
+
+_DECODERS = ("simplejpeg", "pillow")
 
 _HINTS = {
     "decode": "decode with the image library the cache names (`kdcache info CACHE`)",
@@ -58,6 +62,21 @@ def take_witness(maker: ViewMaker, row: int, view: int) -> Witness:
     return made.witnesses[0]
 
 
+def measure_witnesses(kept: Sequence[Witness], maker: ViewMaker, count: int = 16) -> Report:
+    """What differs in up to `count` views, spread over the witnesses, however much it is.
+
+    Raises:
+        DataError: an image is unreadable, or not the one that was indexed.
+    """
+    ordered = sorted(kept, key=lambda witness: (witness.row, witness.view))
+    chosen = np.unique(np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round())
+    differences = [
+        compare(ordered[i], take_witness(maker, ordered[i].row, ordered[i].view))
+        for i in chosen.astype(int)
+    ]
+    return Report(len(chosen), tuple(found for found in differences if found is not None))
+
+
 def check_witnesses(kept: Sequence[Witness], maker: ViewMaker, count: int = 16) -> Report:
     """What differs in up to `count` views, spread over the witnesses, when rendered here.
 
@@ -71,21 +90,36 @@ def check_witnesses(kept: Sequence[Witness], maker: ViewMaker, count: int = 16) 
             "the cache keeps no witness of the views that its teacher saw",
             hint="extract it again with `kdcache extract`",
         )
-    ordered = sorted(kept, key=lambda witness: (witness.row, witness.view))
-    chosen = np.unique(np.linspace(0, len(ordered) - 1, count).round().astype(int))
-    differences = []
-    for i in chosen:
-        difference = compare(ordered[i], take_witness(maker, ordered[i].row, ordered[i].view))
-        if difference is not None:
-            _refuse_other_views(difference)
-            differences.append(difference)
-    return Report(num_checked=len(chosen), differences=tuple(differences))
+    report = measure_witnesses(kept, maker, count)
+    for difference in report.differences:
+        _refuse_other_views(difference)
+    return report
+
+
+def is_tolerated(difference: Difference) -> bool:
+    """Whether the parameters are equal and the pixels nearly so: the same view, to a teacher."""
+    pixels_alone = difference.stage in ("geometry", "colour")
+    return pixels_alone and difference.mean_levels <= TOLERATED_LEVELS
+
+
+def other_releases(made_with: Mapping[str, str], renderer: Renderer) -> list[str]:
+    """The libraries that make pixels and are other releases here: each with both versions.
+
+    Args:
+        made_with: the versions in a cache's manifest.
+    """
+    here = {**library_versions(), **renderer.environment()}
+    names = [*renderer.environment(), *_DECODERS]
+    return [
+        f"{name} {here[name]}, not {made_with[name]}"
+        for name in names
+        if made_with.get(name, here[name]) != here[name]
+    ]
 
 
 def _refuse_other_views(difference: Difference) -> None:
     """Raise unless the parameters are equal and the pixels nearly so."""
-    pixels_alone = difference.stage in ("geometry", "colour")
-    if pixels_alone and difference.mean_levels <= TOLERATED_LEVELS:
+    if is_tolerated(difference):
         return
     raise CacheMismatch(
         f"view `{difference.view}` of row `{difference.row}` is not the one the teacher saw: the "

@@ -382,6 +382,51 @@ def test_verify_names_the_file_that_has_changed(place, tmp_path):
     done = kdcache("verify", tmp_path / "cache.zarr")
     assert done.returncode == 1
     assert done.stdout.startswith("feature/c/0/1/0 has SHA-256")
+    done = kdcache("verify", tmp_path / "cache.zarr", "--json")
+    assert done.returncode == 1
+    about = json.loads(done.stdout)
+    assert about["whole"] is False
+    assert [(p["file"], p["kind"]) for p in about["problems"]] == [("feature/c/0/1/0", "bytes")]
+    assert about["checked"]["rows"] == 48 * 2 * 2
+    copy = ("--repair", "--from", place / "cache.zarr")
+    done = kdcache("verify", tmp_path / "cache.zarr", *copy, "--json")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)["repair"]["mended"]) == ["feature/c/0/1/0"]
+    assert kdcache("verify", tmp_path / "cache.zarr", "--quick").returncode == 0
+
+
+def test_verify_asks_the_teacher_again(place, tiny_weights, tmp_path):
+    data = ("--data", place / "data" / "train", "--weights", tiny_weights, "--workers", 0)
+    done = kdcache("verify", place / "cache.zarr", "--teacher", *data, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["teacher"]["feature"]["lowest cosine"] > 0.99999
+    shutil.copytree(place / "cache.zarr", tmp_path / "cache.zarr")
+    (tmp_path / "cache.zarr" / "feature" / "c" / "0" / "1" / "0").unlink()
+    done = kdcache("verify", tmp_path / "cache.zarr", "--repair", *data)
+    assert done.returncode == 0, done.stderr
+    assert "feature/c/0/1/0: made again" in done.stderr
+
+
+def test_verify_has_an_exit_code_for_each_answer(place, tmp_path):
+    done = kdcache("verify", tmp_path)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "there is no cache at" in done.stderr
+    shutil.copytree(place / "cache.zarr", tmp_path / "cache.zarr")
+    manifest = tmp_path / "cache.zarr" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    done = kdcache("verify", tmp_path / "cache.zarr")
+    assert done.returncode == 3
+    assert "made by a newer kdcache" in done.stderr
+    manifest.write_text("{")
+    assert kdcache("verify", tmp_path / "cache.zarr").returncode == 1
+    for wrong in (
+        ("--teacher",),
+        ("--weights", manifest),
+        ("--from", tmp_path),
+        ("--quick", "--repair"),
+    ):
+        done = kdcache("verify", tmp_path / "cache.zarr", *wrong)
+        assert done.returncode == 2, wrong
 
 
 def test_options_that_would_be_ignored_are_refused(place, tmp_path, tiny_weights):

@@ -1,0 +1,203 @@
+"""What `kdcache verify` costs beside reading the same files: the speed of the disk is the goal.
+
+Both read every file once, front to back, with the same number of threads and into reused buffers;
+verify hashes and looks at every row besides. One process times them by turns, so that a busy disk
+is busy for both; what is compared is the ratio within a turn. Cold is after the kernel was told to
+forget the files (POSIX_FADV_DONTNEED), which a device with a cache of its own may not be.
+
+    python benchmarks/verify.py FOLDER                      # makes a cache there, and removes it
+    python benchmarks/verify.py FOLDER --json result.json   # and writes the figures behind it
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdcache.store import ArraySpec, RowIndex, create_cache, open_cache
+from kdcache.verify import verify_cache
+from kdcache.verify.check import THREADS
+from kdcache.verify.read import BUFFER_BYTES
+
+DIM = 128
+
+
+def make_cache(path: Path, num_bytes: int, num_views: int) -> None:
+    """A cache of float16 embeddings of so many bytes, drawn at random."""
+    num_rows = num_bytes // (2 * DIM * num_views)
+    rng = np.random.default_rng(0)
+    index = RowIndex(
+        image_ids=rng.integers(0, 256, (num_rows, 16), np.uint8),
+        labels=np.zeros(num_rows, np.int32),
+        classes=("all",),
+        paths=[f"{row:09}.jpg" for row in range(num_rows)],
+    )
+    recipe = {"arrays": {"embedding": {"dim": DIM, "dtype": "float16"}}}
+    writer = create_cache(
+        path,
+        recipe=recipe,
+        arrays=[ArraySpec("embedding", DIM)],
+        num_views=num_views,
+        index=index,
+        made_with={"numpy": np.__version__},
+    )
+    for piece in writer.missing():
+        shape = (len(writer.piece_rows(piece)), num_views, DIM)
+        values = rng.standard_normal(shape, np.float32)
+        writer.put_piece(piece, {"embedding": values}, {}, {})
+    writer.seal()
+
+
+def read_all(files: list[Path]) -> None:
+    """Read files and do nothing with them."""
+    local = threading.local()
+
+    def read(path: Path) -> None:
+        if not hasattr(local, "buffer"):
+            local.buffer = bytearray(BUFFER_BYTES)
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(local.buffer):
+                pass
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(read, files))
+
+
+def forget(files: list[Path]) -> None:
+    """Drop files from the page cache."""
+    for path in files:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def measure(path: Path, rounds: int) -> dict[str, Any]:
+    """All figures; times in seconds."""
+    manifest = open_cache(path).manifest
+    files = [path / name for name in manifest.files]
+    num_bytes = sum(file.num_bytes for file in manifest.files.values())
+
+    def verify() -> None:
+        assert verify_cache(path).whole
+
+    forms: dict[str, Callable[[], None]] = {"read": lambda: read_all(files), "verify": verify}
+    times: dict[tuple[str, str], list[float]] = {}
+    for turn in range(rounds + 1):
+        for state in ("cold", "warm"):
+            for form in sorted(forms, reverse=bool(turn % 2)):
+                if state == "cold":
+                    forget(files)
+                took = seconds(forms[form])
+                if turn:  # the first one warms up
+                    times.setdefault((state, form), []).append(took)
+    results: dict[str, Any] = {}
+    for state in ("cold", "warm"):
+        pairs = list(zip(times[state, "read"], times[state, "verify"], strict=True))
+        results[state] = {
+            "read_bytes_per_s": spread([num_bytes / took for took, _ in pairs]),
+            "verify_bytes_per_s": spread([num_bytes / took for _, took in pairs]),
+            "speed_ratio": spread([read / verify for read, verify in pairs]),
+        }
+    started = time.process_time()
+    verify()
+    cpu_s = time.process_time() - started
+    quick = [seconds(lambda: verify_cache(path, quick=True)) for _ in range(rounds)]
+    return {
+        "bytes": num_bytes,
+        "files": len(files),
+        "threads": THREADS,
+        "results": results,
+        "verify_bytes_per_cpu_s": num_bytes / cpu_s,
+        "quick_s": spread(quick),
+        "machine": describe_machine(),
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": middle, "low": low, "high": high, "count": len(values)}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Where and when."""
+    return {
+        "date": date.today().isoformat(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures for people: medians, quartiles in brackets."""
+    lines = [f"{'files':<6} {'read MB/s':>10} {'verify MB/s':>12}  verify / read"]
+    for state, figures in result["results"].items():
+        ratio = figures["speed_ratio"]
+        lines.append(
+            f"{state:<6} {figures['read_bytes_per_s']['median'] / 1e6:>10,.0f} "
+            f"{figures['verify_bytes_per_s']['median'] / 1e6:>12,.0f}  "
+            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+        )
+    machine = result["machine"]
+    lines.append(
+        f"{result['bytes'] / 1e6:,.0f} MB in {result['files']} files, {result['threads']} threads; "
+        f"{result['verify_bytes_per_cpu_s'] / 1e6:,.0f} MB a CPU second; "
+        f"--quick {result['quick_s']['median']:.2f} s; {machine['processor']}, "
+        f"{machine['cores']} cores, load {machine['load_average'][0]:.1f}, {machine['date']}"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path, help="on the disk in question; a cache is made there")
+    parser.add_argument("--megabytes", type=int, default=512, help="size of the cache")
+    parser.add_argument("--views", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5, help="turns")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args()
+    path = args.folder / "benchmark-verify"
+    try:
+        make_cache(path, args.megabytes << 20, args.views)
+        result = measure(path, args.rounds)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    print(table(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
