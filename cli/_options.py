@@ -1,6 +1,9 @@
 """Options that several commands take, and what they mean."""
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +13,9 @@ from kdcache.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+    from kdcache.progress import Bar
+    from kdcache.store import Cache
 
 DataOption = Annotated[
     Path,
@@ -80,6 +86,42 @@ def num_workers(wanted: int | None) -> int:
     """How many rendering processes to start."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return wanted if wanted is not None else min(cores or 1, 16)
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """A size such as 50GB or 800MB, in bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])?B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"`{option} {text}` is no size", hint=f"{option} 50GB")
+    return int(float(match[1]) * 1000 ** " KMGT".index((match[2] or " ").upper()))
+
+
+@contextmanager
+def any_cache(name: str, *, limit_bytes: int, bar: "Bar") -> "Iterator[Cache]":
+    """The cache at a path, or at a URL, of which views are brought as they are asked for."""
+    from kdcache.share import is_url, remote_cache
+    from kdcache.store import open_cache
+
+    if not is_url(name):
+        yield open_cache(name)
+        return
+    with remote_cache(name, limit_bytes=limit_bytes, bar=bar) as cache:
+        yield cache
+
+
+def cache_to_grow(name: str) -> "Cache":
+    """A cache that something is to be added to, which is a whole one on a disk."""
+    from kdcache.share import is_url
+    from kdcache.store import open_cache, require_whole
+
+    if is_url(name):
+        raise ConfigError(
+            f"`{name}` is not on a disk, and a cache grows there only",
+            hint=f"kdcache pull {name} CACHE; then this with CACHE; then kdcache push CACHE {name}",
+        )
+    cache = open_cache(name)
+    require_whole(cache)
+    return cache
 
 
 def say(text: str) -> None:

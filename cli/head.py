@@ -1,13 +1,14 @@
 """`kdcache head`: a projection head for a teacher that has none."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from ._options import cache_to_grow
+
 
 def head(
-    cache: Annotated[Path, typer.Argument(help="A cache of features, to which it is added.")],
+    cache: Annotated[str, typer.Argument(help="A cache of features, to which it is added.")],
     method: Annotated[
         Literal["infonce", "whiten"],
         typer.Option(
@@ -29,10 +30,9 @@ def head(
     """
     from kdcache.derive import run_head
     from kdcache.progress import progress_bar
-    from kdcache.store import open_cache
 
     report = run_head(
-        open_cache(cache), method=method, dim=dim, steps=steps, seed=seed, bar=progress_bar
+        cache_to_grow(cache), method=method, dim=dim, steps=steps, seed=seed, bar=progress_bar
     )
     for line in report.lines():
         typer.echo(line, err=True)

@@ -18,6 +18,8 @@ from . import (
     head,
     info,
     neighbours,
+    pull,
+    push,
     shelves,
     teachers,
     train,
@@ -55,6 +57,8 @@ app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)
+app.command("push")(push.push)
+app.command("pull")(pull.pull)
 app.command("demo")(demo.demo)
 app.command("methods")(shelves.methods)
 app.command("policies")(shelves.policies)

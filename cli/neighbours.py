@@ -1,15 +1,16 @@
 """`kdcache neighbours`: the kNN graph of a cache."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from kdcache.errors import ConfigError
 
+from ._options import cache_to_grow
+
 
 def neighbours(
-    cache: Annotated[Path, typer.Argument(help="A cache, to which it is added.")],
+    cache: Annotated[str, typer.Argument(help="A cache, to which it is added.")],
     k: Annotated[int, typer.Option("--k", min=1, help="Neighbours of each image.")] = 5,
     array: Annotated[
         Literal["feature", "embedding"] | None,
@@ -30,12 +31,11 @@ def neighbours(
     """
     from kdcache.derive import run_neighbours
     from kdcache.progress import progress_bar
-    from kdcache.store import open_cache
 
     if nprobe is not None and index == "exact":
         raise ConfigError("an exact search has no lists", hint="leave --nprobe out, or --index ivf")
     report = run_neighbours(
-        open_cache(cache), k=k, array=array, index=index, nprobe=nprobe or 16, bar=progress_bar
+        cache_to_grow(cache), k=k, array=array, index=index, nprobe=nprobe or 16, bar=progress_bar
     )
     for line in report.lines():
         typer.echo(line, err=True)

@@ -1,5 +1,6 @@
 """`kdcache train`: distil a student."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from ._options import (
     DeviceOption,
     OfflineOption,
     WorkersOption,
+    any_cache,
     num_workers,
     open_device,
+    parse_bytes,
     say,
 )
 
@@ -27,10 +30,10 @@ def train(
         str | None, typer.Option(help="What is asked of the student: `kdcache methods`.")
     ] = None,
     cache: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
-            help="What the teacher said: made by `kdcache extract`; several teachers by repeating "
-            "it, for a method that takes them."
+            help="What the teacher said: made by `kdcache extract`, or the URL of a pushed cache; "
+            "several teachers by repeating it, for a method that takes them."
         ),
     ] = None,
     student: Annotated[str | None, typer.Option(help="A timm model, such as resnet18.")] = None,
@@ -49,6 +52,14 @@ def train(
         Path | None,
         typer.Option(help="With --online: the teacher's checkpoint.", show_default="downloaded"),
     ] = None,
+    local_size: Annotated[
+        str | None,
+        typer.Option(
+            help="With the URL of a cache: disk that views of far caches may take up here. The "
+            "next epoch's views are fetched ahead where those of two epochs fit.",
+            show_default="50GB",
+        ),
+    ] = None,
     offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -60,9 +71,9 @@ def train(
     """
     from kdcache import distributed
     from kdcache.images import open_images
-    from kdcache.progress import progress_bar
+    from kdcache.progress import progress_bar, silent_bar
     from kdcache.recipe import load_recipe
-    from kdcache.store import open_cache
+    from kdcache.share import is_url
     from kdcache.train import Online, run_training
 
     if weights is not None and not online:
@@ -70,14 +81,23 @@ def train(
             f"--weights `{weights}` is given, but the teacher is not asked again",
             hint="add --online, or leave --weights out: the cache holds what the teacher said",
         )
+    if local_size is not None and not any(is_url(name) for name in cache or ()):
+        raise ConfigError(
+            f"--local-size `{local_size}` is given, but no cache is far away",
+            hint="leave --local-size out, or give the URL of a pushed cache",
+        )
+    limit = parse_bytes("--local-size", local_size or "50GB")
     recipe = load_recipe(config, method=method, student=student, overrides=override or ())
     place = distributed.local_device(open_device(device))
-    with distributed.process_group(place):
+    with distributed.process_group(place), ExitStack() as stack:
+        bar = progress_bar if distributed.is_first() else silent_bar
         outcome = run_training(
             recipe,
             open_images(data),
             out,
-            caches=[open_cache(path) for path in cache or ()],
+            caches=[
+                stack.enter_context(any_cache(c, limit_bytes=limit, bar=bar)) for c in cache or ()
+            ],
             online=Online(weights) if online else None,
             device=place,
             workers=num_workers(workers),

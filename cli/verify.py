@@ -43,8 +43,12 @@ def verify(
         bool, typer.Option("--repair", help="Bring broken files back, bit for bit.")
     ] = False,
     source: Annotated[
-        Path | None,
-        typer.Option("--from", help="With --repair: another copy.", show_default=False),
+        str | None,
+        typer.Option(
+            "--from",
+            help="With --repair: another copy; a folder, s3://, https://, hf:// ...",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
     as_json: JsonOption = False,
@@ -66,7 +70,7 @@ def verify(
 
     from kdcache.images import open_images
     from kdcache.progress import progress_bar
-    from kdcache.verify import Means, copy_in_folder, repair_cache, verify_cache
+    from kdcache.verify import Means, copy_at, repair_cache, verify_cache
 
     _refuse_combinations(quick, teacher, data, weights, repair, source)
     images = None if data is None else open_images(data)
@@ -79,7 +83,7 @@ def verify(
         means = None
         if images is not None:
             means = Means(images, ask, open_device(device), num_workers(workers), progress_bar)
-        copy = None if source is None else copy_in_folder(source)
+        copy = None if source is None else copy_at(source)
         verdict, report = repair_cache(cache, copy=copy, means=means, bar=progress_bar)
     else:
         verdict = verify_cache(cache, quick=quick, seed=seed, bar=progress_bar)
@@ -144,7 +148,7 @@ def _refuse_combinations(
     data: Path | None,
     weights: Path | None,
     repair: bool,
-    source: Path | None,
+    source: str | None,
 ) -> None:
     if teacher and data is None:
         raise typer.BadParameter("--teacher needs the images: --data DIR")

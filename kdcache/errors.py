@@ -9,6 +9,7 @@ KdcacheError
 │   ├── CacheUnfinished    an extraction has not been completed
 │   ├── CacheMismatch      the cache is whole, but not what was asked for
 │   └── CacheCorrupt       bytes are not those that the manifest promises
+├── PlaceError         a place that caches are shared at cannot be reached, read or written
 ├── TrainingError      a run cannot go on, or not be resumed
 ├── WorkerKilled       a process that renders views is gone
 └── MissingExtra       an optional dependency is not installed
@@ -61,6 +62,10 @@ class CacheMismatch(CacheError):
 
 class CacheCorrupt(CacheError):
     """Bytes are not those that the manifest promises."""
+
+
+class PlaceError(KdcacheError):
+    """A place that caches are shared at cannot be reached, read or written."""
 
 
 class TrainingError(KdcacheError):

@@ -13,6 +13,15 @@ from typing import Any, BinaryIO
 from kdcache.errors import ConfigError
 
 
+def cache_folder() -> Path:
+    """Where kdcache keeps what it can get again: KDCACHE_HOME, else the cache folder of XDG."""
+    if home := os.environ.get("KDCACHE_HOME"):
+        return Path(home).expanduser()
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification has relative paths ignored.
+    return (caches if caches.is_absolute() else Path.home() / ".cache") / "kdcache"
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file to write, which appears at `path` only when the block ends without an error."""

@@ -21,6 +21,7 @@ FLOORS = [
     {"networks", "views", "store"},
     {"teachers", "students", "methods", "targets"},
     {"extract", "recipe", "derive"},
+    {"share"},
     {"train", "evals", "verify"},
     {"demo", "export"},
 ]
@@ -92,7 +93,7 @@ def test_public_names_are_sorted(path):
 
 
 def test_command_line_starts_without_heavy_imports():
-    heavy = {"torch", "timm", "faiss", "ray", "zarr", "numpy", "cv2", "pydantic"}
+    heavy = {"torch", "timm", "faiss", "ray", "zarr", "numpy", "cv2", "pydantic", "obstore"}
     code = f"import sys, kdcache_cli.main; print(*({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

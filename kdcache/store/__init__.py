@@ -2,23 +2,47 @@
 
 from kdcache.store.common import common_blocks, grid_of, map_shard
 from kdcache.store.fidelity import describe_fidelity
-from kdcache.store.grow import grow_cache, hint_at_ancestor
+from kdcache.store.group import GROUP, array_names, make_group
+from kdcache.store.grow import grow_cache, hint_at_ancestor, require_whole
 from kdcache.store.head import describe_head, head_files
 from kdcache.store.index import RowIndex, load_unreadable
 from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec, Dtype, Grid
-from kdcache.store.manifest import Manifest, Problem, check_digests, require_digest
+from kdcache.store.manifest import (
+    MANIFEST,
+    Manifest,
+    Problem,
+    check_digests,
+    kept_manifest,
+    require_digest,
+)
 from kdcache.store.neighbours import Neighbours, describe_graph, neighbour_files
-from kdcache.store.publish import FileDigest
+from kdcache.store.publish import WORK, FileDigest, digest_of, overwrite, tidy
 from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
-from kdcache.store.reader import Cache, open_cache, read_manifest
+from kdcache.store.reader import PULLED, Cache, Source, open_cache, read_manifest
+from kdcache.store.selection import (
+    COPY,
+    Copy,
+    Selection,
+    Shard,
+    files_here,
+    load_copy,
+    load_shard_rows,
+    shard_of,
+)
 from kdcache.store.writer import CacheWriter, create_cache, differences, make_receipt
 
 __all__ = [
+    "COPY",
     "FORMAT",
+    "GROUP",
+    "MANIFEST",
     "PIECE_ROWS",
+    "PULLED",
+    "WORK",
     "ArraySpec",
     "Cache",
     "CacheWriter",
+    "Copy",
     "Dtype",
     "FileDigest",
     "Grid",
@@ -27,7 +51,11 @@ __all__ = [
     "Problem",
     "Quantised",
     "RowIndex",
+    "Selection",
+    "Shard",
+    "Source",
     "Stored",
+    "array_names",
     "check_digests",
     "common_blocks",
     "create_cache",
@@ -36,16 +64,26 @@ __all__ = [
     "describe_graph",
     "describe_head",
     "differences",
+    "digest_of",
+    "files_here",
     "grid_of",
     "grow_cache",
     "head_files",
     "hint_at_ancestor",
+    "kept_manifest",
+    "load_copy",
+    "load_shard_rows",
     "load_unreadable",
+    "make_group",
     "make_receipt",
     "map_shard",
     "neighbour_files",
     "open_cache",
+    "overwrite",
     "quantise",
     "read_manifest",
     "require_digest",
+    "require_whole",
+    "shard_of",
+    "tidy",
 ]

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 from kdcache.errors import CacheMismatch
 from kdcache.files import exclusive
-from kdcache.store.group import GROUP, group_is_right, make_group
+from kdcache.store.group import GROUP, array_names, group_is_right, make_group
 from kdcache.store.manifest import MANIFEST, MANIFESTS, kept_manifest
 from kdcache.store.publish import WORK, digest_of, overwrite, publish, tidy
 from kdcache.store.reader import Cache, open_cache
+from kdcache.store.selection import Selection
 
 
 def grow_cache(cache: Cache, files: Mapping[str, bytes]) -> Cache:
@@ -27,11 +28,12 @@ def grow_cache(cache: Cache, files: Mapping[str, bytes]) -> Cache:
             before its last step is completed.
 
     Raises:
-        CacheMismatch: the cache promises other bytes under one of these names, or is another one
-            by now; nothing was changed.
+        CacheMismatch: the cache promises other bytes under one of these names, is another one by
+            now, or is a copy of a part; nothing was changed.
         ConfigError: another process is growing it.
     """
     root = cache.path
+    require_whole(cache)
     if _has(cache, files) and _is_settled(cache):
         return cache
     (root / MANIFESTS).mkdir(exist_ok=True)
@@ -45,6 +47,21 @@ def grow_cache(cache: Cache, files: Mapping[str, bytes]) -> Cache:
         overwrite(root, GROUP, make_group(root, present.manifest.files))
         tidy(root)
     return present
+
+
+def require_whole(cache: Cache) -> None:
+    """Refuse to add to a copy of a part: what is added speaks of the whole cache.
+
+    Raises:
+        CacheMismatch: it is such a copy.
+    """
+    if cache.copy is not None:
+        has = array_names(cache.manifest.files)
+        everything = Selection(tuple(has), cache.manifest.num_views, ((0, cache.num_rows),))
+        raise CacheMismatch(
+            f"`{cache.path}` is a copy of a part of its cache, and only a whole one can grow",
+            hint=cache.pull_hint(everything),
+        )
 
 
 def hint_at_ancestor(cache: Cache, member: str) -> str:

@@ -11,6 +11,7 @@ from kdcache.progress import Progress, silent
 from kdcache.store.group import GROUP, format_of, group_is_right
 from kdcache.store.layout import FORMAT
 from kdcache.store.publish import FileDigest
+from kdcache.store.selection import files_here
 
 MANIFEST = "manifest.json"
 MANIFESTS = "manifests"
@@ -109,10 +110,10 @@ class Problem:
     found: str
 
 
-def size_problems(root: Path, manifest: Manifest) -> list[Problem]:
+def size_problems(root: Path, files: Mapping[str, FileDigest]) -> list[Problem]:
     """Files that are missing or have another size than promised; opens none of them."""
     problems = []
-    for name, promised in manifest.files.items():
+    for name, promised in files.items():
         path = root / name
         if not path.is_file():
             problems.append(Problem(name, "is missing"))
@@ -124,37 +125,40 @@ def size_problems(root: Path, manifest: Manifest) -> list[Problem]:
 def check_digests(path: str | Path, progress: Progress = silent) -> list[Problem]:
     """Read every file of a finished cache and return those that differ from the manifest.
 
+    Of a copy of a part, those that are to be here.
+
     Args:
         progress: counts files.
     """
     root = Path(path)
     manifest = Manifest.from_bytes((root / MANIFEST).read_bytes())
-    problems = size_problems(root, manifest)
+    files = files_here(root, manifest.files)
+    problems = size_problems(root, files)
     broken = {problem.file for problem in problems}
-    for name, promised in manifest.files.items():
+    for name, promised in files.items():
         if name not in broken and (found := sha256_of(root / name)) != promised.sha256:
             problems.append(Problem(name, f"has SHA-256 {found} instead of {promised.sha256}"))
         progress(1)
-    problems += _group_problems(root, manifest, broken={problem.file for problem in problems})
+    problems += _group_problems(root, files, broken={problem.file for problem in problems})
     return sorted(problems, key=lambda problem: problem.file)
 
 
-def _group_problems(root: Path, manifest: Manifest, broken: set[str]) -> list[Problem]:
+def _group_problems(root: Path, files: Mapping[str, FileDigest], broken: set[str]) -> list[Problem]:
     """What is wrong with the group's `zarr.json`, which nobody promises, but its members make."""
-    if GROUP in manifest.files:  # promised, by a cache made before caches could grow
+    if GROUP in files:  # promised, by a cache made before caches could grow
         return []
     if any(name.endswith("/zarr.json") for name in broken):
         return []  # what it should be is not known
     if not (root / GROUP).is_file():
         return [Problem(GROUP, "is missing")]
-    if not group_is_right(root, manifest.files):
+    if not group_is_right(root, files):
         return [Problem(GROUP, "is not what the `zarr.json` of the members make it")]
     return []
 
 
-def require_sizes(root: Path, manifest: Manifest) -> None:
+def require_sizes(root: Path, files: Mapping[str, FileDigest]) -> None:
     """Refuse a cache in which a file is missing or has another size than promised."""
-    if problems := size_problems(root, manifest):
+    if problems := size_problems(root, files):
         first = problems[0]
         others = f" (and {len(problems) - 1} more files)" if len(problems) > 1 else ""
         raise CacheCorrupt(

@@ -4,9 +4,11 @@ Format: FORMAT.md.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -20,9 +22,26 @@ from kdcache.store.layout import SIDES, ArraySpec
 from kdcache.store.manifest import MANIFEST, RECIPE, Manifest, kept_manifest, require_sizes
 from kdcache.store.neighbours import NEIGHBOURS, Neighbours
 from kdcache.store.pieces import BEGUN, Pieces
-from kdcache.store.publish import digest_of
+from kdcache.store.publish import WORK, digest_of
 from kdcache.store.quantise import Quantised, Stored, dequantise
+from kdcache.store.selection import Copy, Selection, files_here, load_copy
 from kdcache.store.shards import ArrayReader
+
+PULLED = f"{WORK}/pulled.json"
+"""The manifest of the cache that is being fetched into a folder, until all of it is there."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Brings the values of a cache of which the folder holds the small files only."""
+
+    def hold(self, array: str, view: int) -> AbstractContextManager[None]:
+        """Within it, the shards of a view are in the folder."""
+        ...
+
+    def expect(self, array: str, view: int) -> None:
+        """A view will be asked for soon."""
+        ...
 
 
 class Cache:
@@ -32,14 +51,34 @@ class Cache:
     unless that has grown from this one.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, identity: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        identity: str,
+        copy: Copy | None = None,
+        source: Source | None = None,
+    ) -> None:
+        """Read the cache in a folder.
+
+        Args:
+            copy: says which part of it is here; None for all.
+            source: brings shards when they are asked for; None where they are here.
+        """
         self.path = root
         self.manifest = manifest
         self.identity = identity
         """SHA-256 of the manifest, in hexadecimal: the name of exactly these bytes."""
-        self._arrays = {name: ArrayReader(root, name) for name in array_names(manifest.files)}
+        self.copy = copy
+        self._source = source
+        here = copy.selection if copy is not None else None
+        self._arrays = {
+            name: ArrayReader(root, name, here)
+            for name in array_names(manifest.files)
+            if here is None or name in here.arrays
+        }
         self._sides = {
-            name: [ArrayReader(root, f"{name}_{side}") for side in SIDES]
+            name: [ArrayReader(root, f"{name}_{side}", here) for side in SIDES]
             for name, array in self._arrays.items()
             if array.spec.is_quantised
         }
@@ -51,11 +90,12 @@ class Cache:
 
     @property
     def num_views(self) -> int:
-        return self.manifest.num_views
+        """The views that are here: of a copy of a part, the first ones."""
+        return self.manifest.num_views if self.copy is None else self.copy.selection.num_views
 
     @cached_property
     def arrays(self) -> dict[str, ArraySpec]:
-        """The arrays `[N, V, D]` by name."""
+        """The arrays `[N, V, D]` that are here, by name."""
         return {name: array.spec for name, array in self._arrays.items()}
 
     @property
@@ -94,8 +134,11 @@ class Cache:
 
     @cached_property
     def readable(self) -> Bool[np.ndarray, " N"]:
-        """Which images could be read; the rows of the others hold zeros."""
-        return plain.load_array(self.path, "index/readable")
+        """Which images could be read, and are here; the rows of the others hold zeros."""
+        readable = plain.load_array(self.path, "index/readable")
+        if self.copy is not None:
+            readable = np.logical_and(readable, self.copy.selection.mask(self.num_rows))
+        return readable
 
     @cached_property
     def image_ids(self) -> UInt8[np.ndarray, "N 16"]:
@@ -121,16 +164,20 @@ class Cache:
         Args:
             out: where to put them; C-contiguous, of the array's number type, float32 for uint8.
         """
-        if array not in self._sides:
+        if array in self._sides:
+            return dequantise(self.stored_slab(array, view), out)
+        self._require_here(array, view)
+        with self._held(array, [view]):
             return self._arrays[array].slab(view, out)
-        return dequantise(self.stored_slab(array, view), out)
 
     def stored_slab(self, array: str, view: int) -> Stored:
         """As `slab`, but an array of uint8 as it lies on disk."""
-        values = self._arrays[array].slab(view)
-        if array not in self._sides:
-            return values
-        return Quantised(values, *(side.slab(view) for side in self._sides[array]))
+        self._require_here(array, view)
+        with self._held(array, [view]):
+            values = self._arrays[array].slab(view)
+            if array not in self._sides:
+                return values
+            return Quantised(values, *(side.slab(view) for side in self._sides[array]))
 
     def rows(
         self, array: str, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
@@ -139,6 +186,7 @@ class Cache:
 
         Raises:
             DataError: the image of a row could not be read, so there is no target.
+            CacheMismatch: a row or a view is not in this copy of a part.
         """
         return dequantise(self.stored(array, rows, views))
 
@@ -148,18 +196,31 @@ class Cache:
         """As `rows`, but an array of uint8 as it lies on disk.
 
         Raises:
-            DataError: as for `rows`.
+            DataError, CacheMismatch: as for `rows`.
         """
+        self._require_here(array, int(views.max(initial=0)), rows)
         if not self.readable[rows].all():
             row = int(rows[~self.readable[rows]][0])
             raise DataError(
                 f"row {row} (`{self.paths[row]}`) has no targets: its image could not be read",
                 hint="leave out the rows where `cache.readable` is False",
             )
-        values = self._arrays[array].rows(rows, views)
-        if array not in self._sides:
-            return values
-        return Quantised(values, *(side.rows(rows, views) for side in self._sides[array]))
+        with self._held(array, np.unique(views).tolist()):
+            values = self._arrays[array].rows(rows, views)
+            if array not in self._sides:
+                return values
+            return Quantised(values, *(side.rows(rows, views) for side in self._sides[array]))
+
+    def expect(self, array: str, view: int) -> None:
+        """A view will be asked for soon: where shards are far away, they are fetched meanwhile."""
+        if self._source is not None:
+            self._source.expect(array, view)
+
+    def pull_hint(self, wanted: Selection) -> str:
+        """How to get what this copy of a part lacks."""
+        assert self.copy is not None
+        options = self.copy.selection.joined(wanted).options()
+        return f"fetch more of the cache: kdcache pull {self.copy.source} {self.path} {options}"
 
     def head(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]] | None:
         """The projection head, as `ProjectionHead.from_arrays` takes it; see `head_origin`."""
@@ -185,6 +246,10 @@ class Cache:
             attributes=plain.load_attributes(self.path, NEIGHBOURS),
         )
 
+    def graph_attributes(self) -> dict[str, Any] | None:
+        """How the kNN graph was made, if there is one."""
+        return plain.load_attributes(self.path, NEIGHBOURS) if self._holds(NEIGHBOURS) else None
+
     def statistics(self, array: str) -> dict[str, Float[np.ndarray, " D"]]:
         """`mean` and `variance` of each dimension, over readable rows and all views."""
         return self._load_group(f"statistics/{array}")
@@ -196,6 +261,35 @@ class Cache:
     def witness(self) -> dict[str, np.ndarray]:
         """What extraction kept so that views can be compared with those the teacher saw."""
         return self._load_group("witness")
+
+    @contextmanager
+    def _held(self, array: str, views: list[int]) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._source is not None:
+                for view in views:
+                    stack.enter_context(self._source.hold(array, view))
+            yield
+
+    def _require_here(
+        self, array: str, view: int, rows: Int[np.ndarray, " B"] | None = None
+    ) -> None:
+        """Refuse to give what the cache has, and this copy of a part of it has not."""
+        if self.copy is None:
+            return
+        here = self.copy.selection
+        absent = None if rows is None else rows[~here.mask(self.num_rows)[rows]]
+        wanted = here.rows
+        if absent is not None and len(absent):
+            what = f"row {absent[0]}"
+            wanted = ((int(absent.min()), int(absent.max()) + 1),)
+        elif array not in here.arrays or here.num_views <= view < self.manifest.num_views:
+            what = f"view {view} of `{array}`"
+        else:
+            return
+        raise CacheMismatch(
+            f"`{self.path}` is a copy of a part of its cache, in which {what} is not",
+            hint=self.pull_hint(Selection((array,), view + 1, wanted)),
+        )
 
     def _holds(self, group: str) -> bool:
         return f"{group}/zarr.json" in self.manifest.files
@@ -226,8 +320,8 @@ def open_cache(path: str | Path) -> Cache:
     """
     root = Path(path)
     manifest, identity = read_manifest(root)
-    require_sizes(root, manifest)
-    return Cache(root, manifest, identity)
+    require_sizes(root, files_here(root, manifest.files))
+    return Cache(root, manifest, identity, load_copy(root))
 
 
 def read_manifest(path: str | Path) -> tuple[Manifest, str]:
@@ -250,6 +344,11 @@ def _reopen(path: Path, identity: str) -> Cache:
 
 
 def _why_not_open(root: Path) -> CacheNotFound | CacheUnfinished:
+    if (root / PULLED).is_file():
+        return CacheUnfinished(
+            f"`{root}` is unfinished: a `kdcache pull` into it has not come to its end",
+            hint="run the same pull command: it resumes",
+        )
     if not (root / BEGUN).is_file():
         return CacheNotFound(
             f"there is no cache at `{root}`", hint=f"make one: kdcache extract ... --out {root}"

@@ -17,13 +17,15 @@ import numpy as np
 from kdcache.errors import CacheCorrupt
 from kdcache.shapes import Int, Shaped
 from kdcache.store.layout import ArraySpec, Grid, crc32c
+from kdcache.store.selection import Selection
 from kdcache.store.stitch import Stitched, can_stitch
 
 
 class ArrayReader:
     """One array `[N, V, D]`, or a side array `[N, V]`, of a finished cache."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, selection: Selection | None = None) -> None:
+        """Read the array `name`; with a selection, only what that has is here."""
         self._root = root
         metadata = json.loads((root / name / "zarr.json").read_bytes())
         num_rows, num_views, *row_shape = metadata["shape"]
@@ -32,6 +34,7 @@ class ArrayReader:
         self._shape = (num_rows, num_views)
         self._row_shape = tuple(row_shape)
         self._grid = Grid.from_metadata(name, metadata)
+        self._blocks = _blocks(self._grid, selection) if self._grid is not None else []
         self._is_dense: dict[int, bool] = {}
         self._is_mapped = np.zeros(num_views, np.bool_)
 
@@ -50,7 +53,9 @@ class ArrayReader:
         if self._grid is None or not self._dense(self._grid, view):
             out[:] = self._zarr[:, view]
             return out
-        for block in range(self._grid.num_blocks):
+        if len(self._blocks) < self._grid.num_blocks:
+            out[:] = 0
+        for block in self._blocks:
             rows = self._grid.block_rows(block)
             path = self._root / self._grid.shard_file(block, view)
             _read_into(path, out[rows.start : rows.stop].data.cast("B"))
@@ -77,7 +82,7 @@ class ArrayReader:
             assert self._grid is not None
             if not self._dense(self._grid, view):
                 return False
-            stitched.map_view(view)
+            stitched.map_view(view, self._blocks)
             self._is_mapped[view] = True
         return True
 
@@ -85,7 +90,7 @@ class ArrayReader:
         if view not in self._is_dense:
             self._is_dense[view] = all(
                 _is_dense(self._root / grid.shard_file(block, view), grid, block)
-                for block in range(grid.num_blocks)
+                for block in self._blocks
             )
         return self._is_dense[view]
 
@@ -110,6 +115,12 @@ class ArrayReader:
             stacklevel=3,
         )
         return zarr.open_array(self._root / self.spec.name, mode="r")
+
+
+def _blocks(grid: Grid, selection: Selection | None) -> list[int]:
+    """The blocks of which shards are here."""
+    blocks = range(grid.num_blocks)
+    return [b for b in blocks if selection is None or selection.has_block(grid.block_rows(b))]
 
 
 def _is_dense(path: Path, grid: Grid, block: int) -> bool:

@@ -8,6 +8,7 @@ other way to gather random rows was measured 15 to 2000 times slower.
 import ctypes
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,9 @@ class Stitched:
         self._address = values.ctypes.data
         self._values = values.reshape(grid.num_views, -1, *grid.row_shape)[:, : grid.num_rows]
 
-    def map_view(self, view: int) -> None:
-        """Make a view readable."""
-        for block in range(self._grid.num_blocks):
+    def map_view(self, view: int, blocks: Iterable[int]) -> None:
+        """Make these blocks of a view readable; the rows of others are zeros."""
+        for block in blocks:
             path = self._root / self._grid.shard_file(block, view)
             offset = view * self._view_bytes + block * _step_bytes(self._grid)
             _map_file(

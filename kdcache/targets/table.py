@@ -69,12 +69,21 @@ class TargetTable:
         index = torch.from_numpy(samples).to(self.device)
         return centered(self._slab(view).take(index), self.mean)
 
+    def expect(self, view: int) -> None:
+        """A view will be asked for soon: what is far away is fetched meanwhile."""
+        if view not in self._slabs:
+            self.cache.expect(self._source, view)
+
+    @property
+    def _source(self) -> str:
+        """The array that is looked up."""
+        return self.array if self._head is None else "feature"
+
     def _slab(self, view: int) -> Slab:
         if view not in self._slabs:
             while len(self._slabs) >= self._keep:
                 self._slabs.pop(next(iter(self._slabs)))
-            source = self.array if self._head is None else "feature"
-            stored = self.cache.stored_slab(source, view)
+            stored = self.cache.stored_slab(self._source, view)
             if len(self.rows) != self.cache.num_rows or not _is_range(self.rows):
                 stored = stored[self.rows]
             if self._head is None:

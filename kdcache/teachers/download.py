@@ -23,7 +23,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from kdcache.errors import TeacherError
-from kdcache.files import canonical_json, in_turn, sync_folder, write_atomic
+from kdcache.files import cache_folder, canonical_json, in_turn, sync_folder, write_atomic
 from kdcache.progress import Bar, silent_bar
 
 _TRIES = 4
@@ -60,15 +60,6 @@ class Digest:
         """As many digits of the file's own digest as are known of the right one."""
         with path.open("rb") as file:
             return hashlib.file_digest(file, self.kind).hexdigest()[: len(self.digits)]
-
-
-def cache_folder() -> Path:
-    """Where kdcache keeps what it can get again: KDCACHE_HOME, else the cache folder of XDG."""
-    if home := os.environ.get("KDCACHE_HOME"):
-        return Path(home).expanduser()
-    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification has relative paths ignored.
-    return (caches if caches.is_absolute() else Path.home() / ".cache") / "kdcache"
 
 
 def fetch(

@@ -82,10 +82,12 @@ def lesson_from(
     tell: Tell,
     bar: Bar,
     live: Teacher | None = None,
+    num_views: int | None = None,
 ) -> Lesson:
     """The views and targets of the caches, which have been found to serve the method.
 
     Args:
+        num_views: how many views are shown in turn; all that the caches hold unless given.
         live: the teacher of the (one) cache, to be asked anew instead of looked up.
     """
     needs, first = recipe.needs, caches[0]
@@ -98,9 +100,13 @@ def lesson_from(
         )
         for cache, its_rows in zip(caches, rows, strict=True)
     ]
-    num_views = recipe.run.views or min(cache.num_views for cache in caches)
     graph = _graph(first, rows[0]) if needs.neighbours else None
-    plan = _plan(recipe, len(rows[0]), ViewSchedule(needs.views, num_views), graph)
+    plan = _plan(
+        recipe,
+        len(rows[0]),
+        ViewSchedule(needs.views, num_views or views_of(caches, recipe)),
+        graph,
+    )
     teacher_maker = replace(maker, size=live.image_size) if live is not None else None
     live_or_table: list[Targets] = list(targets)
     if live is not None and teacher_maker is not None:
@@ -108,6 +114,11 @@ def lesson_from(
     steps = StepImages(maker, plan, rows[0], _rendered(recipe), teacher_maker)
     heads = [load_head(cache) if needs.head else None for cache in caches]
     return Lesson(steps, live_or_table, rows, heads)
+
+
+def views_of(caches: Sequence[Cache], recipe: Recipe) -> int:
+    """How many views a run shows in turn."""
+    return recipe.run.views or min(cache.num_views for cache in caches)
 
 
 def _live_targets(

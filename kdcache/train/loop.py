@@ -21,7 +21,7 @@ from kdcache.precision import autocast
 from kdcache.progress import Progress, silent
 from kdcache.recipe import Recipe
 from kdcache.shapes import Int64
-from kdcache.targets import AllSamples, Queue, QueueSearch, StreamQueue
+from kdcache.targets import AllSamples, Queue, QueueSearch, StreamQueue, TargetTable
 from kdcache.targets.queue import Keys
 from kdcache.train.checkpoint import CHECKPOINT, State, save_checkpoint
 from kdcache.train.data import StepPixels
@@ -69,6 +69,7 @@ def train(
         for pixels in _until_stopped(rendered, stop):
             lr = learning_rate(recipe.train, state.step, stream.steps_per_epoch)
             batch = _batch(recipe, lesson, queues, search, pixels, state.step, device)
+            _expect_next(lesson, state.step, last)
             loss, parts, norm = _step(recipe, state, batch, lr, device)
             state.step += 1
             for queue in queues:
@@ -93,6 +94,18 @@ def train(
             recent.check()
             _save(run, state)
     return state.step == last
+
+
+def _expect_next(lesson: Lesson, step: int, last: int) -> None:
+    """Let what the next epoch looks up be fetched while this one trains, if it is far away."""
+    plan = lesson.plan
+    following = (plan.epoch(step) + 1) * plan.stream.steps_per_epoch
+    if following >= last:
+        return
+    for targets in lesson.targets:
+        if isinstance(targets, TargetTable):
+            for view in plan.views(following):
+                targets.expect(view)
 
 
 def _save(run: Path, state: State) -> None:

@@ -6,7 +6,7 @@ from kdcache import distributed
 from kdcache.errors import CacheMismatch, ConfigError
 from kdcache.methods import Needs
 from kdcache.recipe import Recipe
-from kdcache.store import Cache
+from kdcache.store import Cache, Selection
 from kdcache.views import Policy, get_policy, get_renderer
 
 
@@ -25,6 +25,21 @@ def check_caches(recipe: Recipe, caches: Sequence[Cache], *, online: bool) -> No
         _check_same_views(caches[0], cache)
     if caches and recipe.needs.neighbours:
         _check_graph(recipe, caches[0])
+
+
+def check_num_views(num_views: int, caches: Sequence[Cache]) -> None:
+    """Refuse to go on with a run where views that it has shown are not here any more.
+
+    Raises:
+        CacheMismatch: which cache has fewer, and what to do.
+    """
+    for cache in caches:
+        if num_views > cache.num_views:
+            raise CacheMismatch(
+                f"the run was begun with {num_views} views, and `{cache.path}` holds"
+                f" {cache.num_views}",
+                hint=_more(cache, tuple(cache.arrays), num_views, "give the cache that it had"),
+            )
 
 
 def check_numbers(recipe: Recipe, num_images: int) -> None:
@@ -109,7 +124,9 @@ def _check_targets(recipe: Recipe, cache: Cache) -> None:
         raise CacheMismatch(
             f"`{recipe.method}` learns from the teacher's `{needs.target}`, but "
             f"`{cache.path}` holds only: {', '.join(cache.arrays)}",
-            hint=_without(needs.target, recipe, cache),
+            hint=_more(
+                cache, (needs.target,), cache.num_views, _without(needs.target, recipe, cache)
+            ),
         )
 
 
@@ -120,7 +137,12 @@ def _check_num_views(recipe: Recipe, cache: Cache) -> None:
             f"`{recipe.method}` shows {needs.views} views of an image in a step"
             + (f" and `run.views` is {wanted}" if wanted else "")
             + f", but `{cache.path}` holds {cache.num_views}",
-            hint=f"extract again with `--views {max(needs.views, wanted)}` or more",
+            hint=_more(
+                cache,
+                tuple(cache.arrays),
+                max(needs.views, wanted),
+                f"extract again with `--views {max(needs.views, wanted)}` or more",
+            ),
         )
     if 0 < wanted < needs.views:
         raise ConfigError(
@@ -210,6 +232,15 @@ def _without(target: str, recipe: Recipe, cache: Cache) -> str:
             instead += "; or distil the feature itself: --set method.target=feature"
         return instead
     return f"extract again, to another --out, with `--arrays {target}` or both arrays"
+
+
+def _more(cache: Cache, arrays: tuple[str, ...], num_views: int, otherwise: str) -> str:
+    """How to get what is lacking: by a wider pull, if this is a copy of a part of what has it."""
+    copy, manifest = cache.copy, cache.manifest
+    has = all(f"{array}/zarr.json" in manifest.files for array in arrays)
+    if copy is None or num_views > manifest.num_views or not has:
+        return otherwise
+    return cache.pull_hint(Selection(arrays, num_views, copy.selection.rows))
 
 
 def _power_of_two_below(number: int) -> int:

@@ -26,10 +26,10 @@ from kdcache.targets import Queue
 from kdcache.teachers import Teacher
 from kdcache.train.checkpoint import State, load_checkpoint
 from kdcache.train.data import RowImages
-from kdcache.train.lesson import Lesson, lesson_alone, lesson_from
+from kdcache.train.lesson import Lesson, lesson_alone, lesson_from, views_of
 from kdcache.train.log import read_metrics
 from kdcache.train.loop import build_queues, train
-from kdcache.train.needs import check_caches, check_numbers
+from kdcache.train.needs import check_caches, check_num_views, check_numbers
 from kdcache.versions import library_versions
 from kdcache.views import check_witnesses, other_releases, witnesses_from_arrays
 
@@ -91,8 +91,18 @@ def run_training(
     source: dict[str, Any]
     if caches:
         live = _live_teacher(caches[0], online)
-        lesson = lesson_from(caches, recipe, images, device=device, tell=tell, bar=bar, live=live)
-        source = {"caches": [cache.identity for cache in caches], "online": live is not None}
+        # A copy of a part may hold more views by now than when the run was begun.
+        views = _views_begun_with(run) or views_of(caches, recipe)
+        check_num_views(views, caches)
+        lesson = lesson_from(
+            caches, recipe, images,
+            device=device, tell=tell, bar=bar, live=live, num_views=views,
+        )  # fmt: skip
+        source = {
+            "caches": [cache.identity for cache in caches],
+            "online": live is not None,
+            "views": views,
+        }
     else:
         lesson, fingerprint = lesson_alone(recipe, images, bar)
         source = {"images": fingerprint}
@@ -211,7 +221,7 @@ def _claim(run: Path, recipe: Recipe, source: dict[str, Any], caches: Sequence[C
         raise ConfigError(f"`{run}` is not empty and no run", hint="give --out a new folder")
     if put_if_absent(path, record):
         return
-    kept = json.loads(path.read_bytes())
+    kept = {"views": experiment.get("views"), **json.loads(path.read_bytes())}
     if _all_descend(kept.get("caches"), [cache.lineage for cache in caches]):
         experiment["caches"] = kept["caches"]
     for name, now in _flat(experiment).items():
@@ -235,6 +245,13 @@ def _taught_by(cache: Cache) -> dict[str, Any]:
         "views": cache.num_views,
         "images": cache.num_rows,
     }
+
+
+def _views_begun_with(run: Path) -> int | None:
+    """How many views a run that was begun shows in turn."""
+    path = run / RECIPE
+    views: int | None = json.loads(path.read_bytes()).get("views") if path.is_file() else None
+    return views
 
 
 def _all_descend(kept: list[str] | None, lineages: list[list[str]]) -> bool:

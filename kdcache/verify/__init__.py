@@ -2,7 +2,7 @@
 
 from kdcache.verify.again import Means
 from kdcache.verify.check import verify_cache
-from kdcache.verify.fetch import Copy, copy_in_folder
+from kdcache.verify.fetch import Copy, copy_at
 from kdcache.verify.finding import BROKEN_FILE, Finding, Verdict
 from kdcache.verify.promises import files_to_check
 from kdcache.verify.repair import Repair, repair_cache
@@ -18,7 +18,7 @@ __all__ = [
     "Verdict",
     "check_images",
     "check_teacher",
-    "copy_in_folder",
+    "copy_at",
     "files_to_check",
     "repair_cache",
     "verify_cache",

@@ -97,7 +97,7 @@ def verify_cache(
     verdict.problems += findings
     if manifest is None:
         return verdict
-    files = files_to_check(manifest)
+    files = files_to_check(root, manifest)
     verdict.problems += _size_findings(root, files)
     verdict.problems += recipe_findings(manifest)
     broken = {finding.file for finding in verdict.problems}
@@ -117,7 +117,7 @@ def verify_cache(
     verdict.problems += lineage_findings(root, manifest)
     verdict.problems += _receipt_findings(root, manifest, grids, plan, quick=quick)
     broken = {finding.file for finding in verdict.problems if finding.kind in BROKEN_FILE}
-    verdict.problems += group_findings(root, manifest, broken)
+    verdict.problems += group_findings(root, files, broken)
     verdict.num_files = len(plan.small) + len(plan.whole)
     verdict.num_bytes = total
     _note(root, manifest, verdict)

@@ -1,12 +1,13 @@
 """Another copy of a cache, as a place that files are fetched from."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdcache.store import FileDigest, read_manifest
-from kdcache.store.manifest import MANIFEST
+from kdcache.errors import CacheCorrupt
+from kdcache.progress import silent
+from kdcache.share import fetch_promised, find_published, open_place, split_identity
+from kdcache.store import FileDigest
 
 Fetch = Callable[[str, FileDigest, Path], None]
 """Called with a file's path in the cache, what is promised of it, and where to put it; raises
@@ -23,15 +24,25 @@ class Copy:
     fetch: Fetch
 
 
-def copy_in_folder(place: Path) -> Copy:
-    """The copy in a folder.
+def copy_at(url: str) -> Copy:
+    """The copy in a folder, or at a place where caches are shared.
+
+    Args:
+        url: as of `kdcache pull`; `URL@IDENTITY` for a cache that the place held before.
 
     Raises:
         CacheError: there is no finished cache.
+        PlaceError: the place cannot be asked.
     """
+    address, identity = split_identity(url)
+    place = open_place(address)
+    found = find_published(place, identity)
+    now = found if identity is None else find_published(place)
 
     def fetch(name: str, digest: FileDigest, to: Path) -> None:
-        shutil.copyfile(place / name, to)
+        try:
+            fetch_promised(place, name, to, digest, now.manifest, silent)
+        except CacheCorrupt as error:
+            raise FileNotFoundError(str(error)) from error
 
-    read_manifest(place)  # refuses what is none
-    return Copy(str(place), (place / MANIFEST).read_bytes(), fetch)
+    return Copy(url, found.data, fetch)

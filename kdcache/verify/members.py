@@ -15,14 +15,14 @@ from kdcache.verify.promises import read_recipe, read_whole
 from kdcache.verify.shards import Rows
 
 
-def group_findings(root: Path, manifest: Manifest, broken: Collection[str]) -> list[Finding]:
+def group_findings(root: Path, files: Collection[str], broken: Collection[str]) -> list[Finding]:
     """What is wrong with the group's `zarr.json`, which nobody promises, but its members make."""
-    if GROUP in manifest.files or any(name.endswith("/zarr.json") for name in broken):
+    if GROUP in files or any(name.endswith("/zarr.json") for name in broken):
         return []  # promised like any other file, or not known what it should be
     expected = "what the `zarr.json` of the members make it"
     if not (root / GROUP).is_file():
         return [Finding(GROUP, "group", "is missing", expected)]
-    if not group_is_right(root, manifest.files):
+    if not group_is_right(root, files):
         return [Finding(GROUP, "group", "says something else", expected)]
     return []
 

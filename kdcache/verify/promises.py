@@ -12,19 +12,34 @@ from typing import Any
 
 from kdcache.errors import CacheCorrupt
 from kdcache.files import canonical_json
-from kdcache.store import ArraySpec, FileDigest, Grid, Manifest
+from kdcache.store import COPY, ArraySpec, FileDigest, Grid, Manifest, load_copy
 from kdcache.store.group import GROUP, array_names
 from kdcache.store.manifest import MANIFEST, MANIFESTS, RECIPE
 from kdcache.store.publish import WORK, digest_of
 from kdcache.verify.finding import Finding
 
 _DAMAGED = (errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.ESTALE, errno.ENODATA)
-_NOT_PROMISED = {MANIFEST, GROUP, f"{MANIFESTS}/.lock", "README.md"}
+_NOT_PROMISED = {MANIFEST, GROUP, COPY, f"{MANIFESTS}/.lock", "README.md"}
 
 
-def files_to_check(manifest: Manifest) -> dict[str, FileDigest]:
-    """The files that must lie in this copy of the cache, by their path in it."""
-    return {name: file for name, file in manifest.files.items() if _is_inside(name)}
+def files_to_check(root: Path, manifest: Manifest) -> dict[str, FileDigest]:
+    """The files that must lie in this copy of the cache, by their path in it.
+
+    Raises:
+        CacheCorrupt: which part of the cache is here is not known.
+    """
+    inside = {name: file for name, file in manifest.files.items() if _is_inside(name)}
+    copy = load_copy(root)
+    if copy is None:
+        return inside
+    rows = {name: grid.shard_rows for name, grid in read_grids(root, manifest).items()}
+    if lost := sorted(set(copy.selection.arrays) - set(rows)):
+        raise CacheCorrupt(
+            f"`{root / lost[0] / 'zarr.json'}` is broken, so it is not known which shards of this"
+            " copy of a part are to be here",
+            hint=f"pull it again: kdcache pull {copy.source} {root} {copy.selection.options()}",
+        )
+    return {name: file for name, file in inside.items() if copy.selection.has(name, rows)}
 
 
 def strangers(root: Path, manifest: Manifest) -> list[str]:
@@ -102,9 +117,11 @@ def read_grids(root: Path, manifest: Manifest) -> dict[str, Grid]:
 
     Where the `zarr.json` is broken, it follows from the recipe, if the digest agrees.
     """
-    recipe = read_recipe(root, manifest)
+    recipe, copy = read_recipe(root, manifest), load_copy(root)
     grids: dict[str, Grid] = {}
     for name in array_names(manifest.files):
+        if copy is not None and name not in copy.selection.arrays:
+            continue
         data = read_whole(root, manifest, f"{name}/zarr.json")
         metadata = _expected_metadata(name, recipe, manifest) if data is None else json.loads(data)
         if metadata is not None and (grid := Grid.from_metadata(name, metadata)) is not None:

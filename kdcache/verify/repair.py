@@ -142,7 +142,7 @@ def repair_cache(
             report.mended[MANIFEST] = "fetched"
             verdict = verify_cache(root, bar=bar)
         manifest = Manifest.from_bytes((root / MANIFEST).read_bytes())
-        broken = set(verdict.broken_files) & files_to_check(manifest).keys()
+        broken = set(verdict.broken_files) & files_to_check(root, manifest).keys()
         bench = _Bench(root, manifest, broken, report)
         _work_out(bench)
         if copy is not None:
@@ -227,7 +227,7 @@ def _fetch(bench: _Bench, copy: Copy, bar: Bar) -> None:
             try:
                 copy.fetch(name, bench.manifest.files[name], staged)
             except FileNotFoundError:
-                bench.refuse(name, f"`{copy.place}` has none")
+                bench.refuse(name, f"`{copy.place}` does not have it")
             else:
                 bench.put(name, staged, f"fetched from `{copy.place}`")
             progress(1)
@@ -312,7 +312,7 @@ def _load(bench: _Bench, name: str) -> Any:
 
 
 def _mend_group(bench: _Bench) -> None:
-    root, files = bench.root, bench.manifest.files
+    root, files = bench.root, files_to_check(bench.root, bench.manifest)
     if GROUP not in files:
         group = make_group(root, files)
         path = root / GROUP

@@ -17,7 +17,7 @@ from verify import damage
 from kdcache.errors import CacheMismatch
 from kdcache.files import exclusive
 from kdcache.store import grow, grow_cache, layout, open_cache
-from kdcache.verify import copy_in_folder, repair_cache, verify_cache
+from kdcache.verify import copy_at, repair_cache, verify_cache
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,11 +80,11 @@ def test_disk_that_fills_in_a_repair_leaves_every_file_as_it_was(small, small_on
     free = shutil.disk_usage(small_disk).free
     (small_disk / "filler").write_bytes(bytes(free))
     with pytest.raises(OSError, match="No space left"):
-        repair_cache(small_disk / "c", copy=copy_in_folder(small_once))
+        repair_cache(small_disk / "c", copy=copy_at(str(small_once)))
     left = {name: data for name, data in tree_of(small_disk / "c").items() if name in before}
     assert left == before
     (small_disk / "filler").unlink()
-    assert repair_cache(small_disk / "c", copy=copy_in_folder(small_once))[0].whole
+    assert repair_cache(small_disk / "c", copy=copy_at(str(small_once)))[0].whole
 
 
 def test_lock_whose_file_was_taken_away_is_not_held_for_nobody(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from verify import damage
 from kdcache.errors import CacheCorrupt, CacheMismatch, ConfigError
 from kdcache.files import canonical_json, exclusive
 from kdcache.store import grow_cache, open_cache
-from kdcache.verify import copy_in_folder, repair_cache, verify_cache
+from kdcache.verify import copy_at, repair_cache, verify_cache
 
 DAMAGES = {
     "bit flip": (damage.flip_bit, 100),
@@ -37,7 +37,7 @@ def test_damage_is_always_noticed_and_a_copy_brings_the_bytes_back(
     """230 trials, of one damage each or (in every third) of several."""
     do, trials = DAMAGES[case]
     rng = random.Random(case)
-    whole, copy = tree_of(small_once), copy_in_folder(small_once)
+    whole, copy = tree_of(small_once), copy_at(str(small_once))
     for trial in range(trials):
         path = damage.linked_copy(small_once, tmp_path / str(trial))
         hit = [do(path, rng) for _ in range(rng.choice((1, 1, 3)))]
@@ -54,7 +54,7 @@ def test_stale_manifest_of_another_cache_is_noticed_and_mended(small, small_once
     damage.replace(small, "manifest.json", data)
     found = {finding.kind for finding in verify_cache(small).problems}
     assert found == {"bytes"}  # of the recipe, which is the one file that differs
-    verdict, report = repair_cache(small, copy=copy_in_folder(small_once))
+    verdict, report = repair_cache(small, copy=copy_at(str(small_once)))
     assert verdict.whole
     assert report.mended == {"manifest.json": "fetched"}
     assert without_lock(small) == tree_of(small_once)
@@ -67,7 +67,7 @@ def test_stale_manifest_of_the_younger_self_is_noticed_and_mended(small, tmp_pat
     copy = shutil.copytree(small, tmp_path / "copy")
     damage.replace(small, "manifest.json", old)
     assert not verify_cache(small).whole
-    verdict, _ = repair_cache(small, copy=copy_in_folder(copy))
+    verdict, _ = repair_cache(small, copy=copy_at(str(copy)))
     assert verdict.whole
     assert without_lock(small) == whole
 
@@ -77,7 +77,7 @@ def test_copy_of_another_cache_is_refused_and_nothing_written(small, tmp_path):
     damage.flip_bit(small, random.Random(0), "embedding/c/0/0/0")
     before = without_lock(small)
     with pytest.raises(CacheMismatch, match="holds the cache"):
-        repair_cache(small, copy=copy_in_folder(other))
+        repair_cache(small, copy=copy_at(str(other)))
     assert without_lock(small) == before
 
 
@@ -85,7 +85,7 @@ def test_grown_cache_is_not_turned_back_by_an_older_copy(small, small_once):
     grow_cache(open_cache(small), making.graph(num_rows=300))
     damage.flip_bit(small, random.Random(0), "embedding/c/0/0/0")
     with pytest.raises(CacheMismatch):
-        repair_cache(small, copy=copy_in_folder(small_once))
+        repair_cache(small, copy=copy_at(str(small_once)))
 
 
 def test_broken_manifest_needs_a_copy(small, small_once):
@@ -93,7 +93,7 @@ def test_broken_manifest_needs_a_copy(small, small_once):
     with pytest.raises(CacheCorrupt, match="nothing else says") as caught:
         repair_cache(small)
     assert "--from" in caught.value.hint
-    verdict, _ = repair_cache(small, copy=copy_in_folder(small_once))
+    verdict, _ = repair_cache(small, copy=copy_at(str(small_once)))
     assert verdict.whole
 
 
@@ -150,7 +150,7 @@ def test_copy_that_is_broken_itself_gives_what_it_can(small, small_once, tmp_pat
         damage.flip_bit(small, random.Random(0), name)
     damage.flip_bit(copy, random.Random(1), names[0])
     (copy / names[2]).unlink()
-    verdict, report = repair_cache(small, copy=copy_in_folder(copy))
+    verdict, report = repair_cache(small, copy=copy_at(str(copy)))
     assert verdict.broken_files == [names[0], names[2]]
     assert report.mended == {names[1]: f"fetched from `{copy}`"}
     assert "it has the SHA-256" in report.refused[names[0]][0]
@@ -166,7 +166,7 @@ def test_bad_rows_that_are_promised_are_not_mended(small):
 
 
 def test_whole_cache_is_left_alone(small, small_once):
-    verdict, report = repair_cache(small, copy=copy_in_folder(small_once))
+    verdict, report = repair_cache(small, copy=copy_at(str(small_once)))
     assert verdict.whole
     assert report.lines() == []
     assert tree_of(small) == tree_of(small_once)  # without even a lock
@@ -176,14 +176,14 @@ def test_repair_waits_for_nobody(small, small_once):
     damage.flip_bit(small, random.Random(0), "embedding/c/2/0/0")
     (small / "manifests").mkdir()
     with exclusive(small / "manifests"), pytest.raises(ConfigError, match="another process"):
-        repair_cache(small, copy=copy_in_folder(small_once))
+        repair_cache(small, copy=copy_at(str(small_once)))
 
 
 def test_two_repairs_whose_lock_was_lost_do_no_harm(small, small_once):
     """Both believe that they are alone: somebody took the file of the lock away."""
     for name in damage.shards_of(small):
         damage.flip_bit(small, random.Random(name), name)
-    copy, failed = copy_in_folder(small_once), []
+    copy, failed = copy_at(str(small_once)), []
 
     def repair():
         try:
@@ -213,7 +213,7 @@ def test_two_repairs_whose_lock_was_lost_do_no_harm(small, small_once):
 def test_repair_that_is_killed_at_any_step_is_completed(small_once, small_shards, tmp_path):
     """It dies at each third of its changes on disk; every file is the old or the right one."""
     whole = tree_of(small_once)
-    copy, deaths = copy_in_folder(small_once), 0
+    copy, deaths = copy_at(str(small_once)), 0
     while True:
         path = damage.linked_copy(small_once, tmp_path / str(deaths))
         rng = random.Random(7)
@@ -244,7 +244,7 @@ def test_report_names_each_file_and_how(small, small_once):
     damage.flip_bit(small, random.Random(0), "embedding/c/2/0/0")
     damage.flip_bit(small, random.Random(0), "recipe.json")
     (small / "zarr.json").unlink()
-    verdict, report = repair_cache(small, copy=copy_in_folder(small_once))
+    verdict, report = repair_cache(small, copy=copy_at(str(small_once)))
     assert verdict.whole
     assert report.lines() == [
         f"embedding/c/2/0/0: fetched from `{small_once}`",

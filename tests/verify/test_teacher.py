@@ -22,7 +22,7 @@ from kdcache.verify import (
     Means,
     check_images,
     check_teacher,
-    copy_in_folder,
+    copy_at,
     repair_cache,
     verify_cache,
 )
@@ -418,7 +418,7 @@ def test_interrupted_repair_goes_on_where_it_stopped(
 def test_copy_is_asked_before_the_teacher(made, made_once, tiny_images):
     damage.flip_bit(made, random.Random(0), "feature/c/0/1/0")
     means = Means(open_images(tiny_images), never, CPU, 0, silent_bar)
-    assert repair_cache(made, copy=copy_in_folder(made_once), means=means)[0].whole
+    assert repair_cache(made, copy=copy_at(str(made_once)), means=means)[0].whole
 
 
 def test_images_of_another_set_are_told(made, tiny_weights, tmp_path):
