@@ -10,6 +10,7 @@ from kdcache import __version__
 from kdcache.errors import KdcacheError
 
 from . import (
+    card,
     demo,
     evaluate,
     export,
@@ -59,6 +60,7 @@ app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("push")(push.push)
 app.command("pull")(pull.pull)
+app.command("card")(card.card)
 app.command("demo")(demo.demo)
 app.command("methods")(shelves.methods)
 app.command("policies")(shelves.policies)

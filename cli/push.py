@@ -16,6 +16,16 @@ def push(
             show_default=False,
         ),
     ],
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="A repository of the Hub that is made is for everyone."),
+    ] = False,
+    data_licence: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the images, for the card that the Hub shows.", show_default="not stated"
+        ),
+    ] = None,
 ) -> None:
     """Put a cache at a place; after an interruption the same command goes on.
 
@@ -27,7 +37,9 @@ def push(
     from kdcache.share import push_cache
     from kdcache.store import open_cache
 
-    done = push_cache(open_cache(cache), url, bar=progress_bar)
+    done = push_cache(
+        open_cache(cache), url, bar=progress_bar, data_licence=data_licence, public=public
+    )
     typer.echo(f"{done.num_sent} files sent, {done.sent_bytes / 1e6:,.1f} MB", err=True)
     if done.replaced is not None:
         typer.echo(f"follows {done.replaced}, which is kept", err=True)

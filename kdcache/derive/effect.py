@@ -75,6 +75,24 @@ def measure(cache: Cache, array: str, head: ProjectionHead | None = None) -> Eff
     return Effect(knn, float((one * two).sum(dim=1).mean()), target)
 
 
+def how_measured(cache: Cache) -> str:
+    """What `measure` does to this cache, in words for whoever reads its figures."""
+    images = min(cache.manifest.num_readable, _IMAGES)
+    labelled = int((cache.labels[cache.readable] >= 0).sum())
+    queries = f"{min(labelled, _KNN_QUERIES):,}" if labelled else "no"
+    return (
+        f"Over {images:,} of {cache.manifest.num_readable:,} readable images, drawn at random with"
+        f" seed {_SEED}. kNN: the share in % of {queries} labelled images, each by its view 0,"
+        f" whose label the {NEIGHBOURS} nearest other images elect by plain vote (ties go to the"
+        " more similar); an image is compared by the L2-normalised mean over its views of its"
+        " L2-normalised rows, by cosine, and is never its own neighbour. Self mass, perplexity and"
+        f" mean cosine: SEED's target of {min(images, _TARGET_QUERIES):,} of these images (view 0)"
+        " over another view of all the others, at teacher temperature 0.01: mean share of the"
+        " image's own target, median of exp(entropy), mean cosine between different images. Same"
+        " image: mean cosine of two views of one image."
+    )
+
+
 def _leave_one_out(
     queries: Float[np.ndarray, "Q D"],
     keys: Float[np.ndarray, "R D"],

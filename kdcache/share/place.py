@@ -17,7 +17,10 @@ _BUCKETS = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl", "http", "h
 class Place(Protocol):
     """A place that files are read from."""
 
-    url: str
+    @property
+    def url(self) -> str:
+        """Its address."""
+        ...
 
     def read(self, name: str) -> bytes | None:
         """A small file; None where it is absent.
@@ -83,8 +86,15 @@ class WritablePlace(Place, Protocol):
 class CommitPlace(Place, Protocol):
     """A place that takes a whole cache at once, in a transaction of its own."""
 
-    def push(self, cache: Cache, bar: Bar) -> str:
-        """Put a cache there; returns what it is called there."""
+    def push(
+        self, cache: Cache, bar: Bar, *, data_licence: str | None = None, public: bool = False
+    ) -> str:
+        """Put a cache there with its card; returns what it is called there.
+
+        Args:
+            data_licence: of the images, for the card.
+            public: whether a place that is made is for everyone.
+        """
         ...
 
 
@@ -107,7 +117,7 @@ def open_place(url: str) -> Place:
     if scheme == "file":
         return Folder(Path(url.removeprefix("file://")).expanduser())
     if scheme == "hf":
-        from kdcache.share.hub import open_hub  # type: ignore[import-not-found,unused-ignore]
+        from kdcache.share.hub import open_hub  # imports torch, for the card
 
         place: Place = open_hub(url)
         return place

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
-from kdcache.errors import CacheMismatch, PlaceError
+from kdcache.errors import CacheMismatch, ConfigError, PlaceError
 from kdcache.files import canonical_json
 from kdcache.progress import Bar, Progress
 from kdcache.share.history import PUSHING, Published, current, pusher, superseded
@@ -54,10 +54,17 @@ class Pushed:
             self.sent_bytes += file.num_bytes
 
 
-def push_cache(cache: Cache, url: str, *, bar: Bar) -> Pushed:
+def push_cache(
+    cache: Cache, url: str, *, bar: Bar, data_licence: str | None = None, public: bool = False
+) -> Pushed:
     """Put a whole cache at a place; what is there with the right digest is not sent again.
 
+    Args:
+        data_licence: of the images, for the card that the Hub shows.
+        public: whether a repository of the Hub that is made is for everyone.
+
     Raises:
+        ConfigError: what is for the Hub alone is asked of another place.
         CacheMismatch: the place holds another cache, or one is being pushed there; or this is a
             copy of a part.
         CacheCorrupt: a file is not what the manifest promises; it was not sent.
@@ -66,7 +73,12 @@ def push_cache(cache: Cache, url: str, *, bar: Bar) -> Pushed:
     require_whole(cache)
     place = open_place(url)
     if isinstance(place, CommitPlace):
-        return Pushed(place.push(cache, bar))
+        return Pushed(place.push(cache, bar, data_licence=data_licence, public=public))
+    if public or data_licence is not None:
+        raise ConfigError(
+            f"`{url}` is not on the Hub, and --public and --data-licence are for its repositories",
+            hint="leave them out; `kdcache card CACHE --data-licence TEXT` writes a card",
+        )
     if not isinstance(place, WritablePlace):
         raise PlaceError(
             f"`{url}` is for reading only",
