@@ -14,7 +14,7 @@ from verify import damage
 
 from kdcache.errors import CacheError, CacheNotFound, CacheUnfinished
 from kdcache.files import canonical_json, sha256_of
-from kdcache.store import ArraySpec, grow_cache, open_cache
+from kdcache.store import FORMAT, ArraySpec, grow_cache, open_cache
 from kdcache.verify import read as reading
 from kdcache.verify import verify_cache
 
@@ -276,8 +276,8 @@ def test_manifest_that_points_out_of_the_cache_is_refused(small, name):
 
 def test_manifest_of_a_newer_format_cannot_be_checked(small):
     manifest = json.loads((small / "manifest.json").read_bytes())
-    damage.replace(small, "manifest.json", canonical_json({**manifest, "format": 2}))
-    with pytest.raises(CacheError, match="format `2`") as caught:
+    damage.replace(small, "manifest.json", canonical_json({**manifest, "format": FORMAT + 1}))
+    with pytest.raises(CacheError, match=f"format `{FORMAT + 1}`") as caught:
         verify_cache(small)
     assert "upgrade" in caught.value.hint
 
