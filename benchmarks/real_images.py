@@ -152,7 +152,7 @@ class Bench:
             kept.write_text(text)
         (scores,) = json.loads(kept.read_text()).values()  # of the one subject
         knn = next(s for s in scores if s["protocol"] == "knn" and s["setting"]["k"] == 10)
-        linear = next(s for s in scores if s["protocol"] == "linear" and s["metric"] == "top1")
+        linear = next(s for s in scores if s["protocol"] == "fast-linear" and s["metric"] == "top1")
         return {"knn": knn["value"], "linear": linear["value"]}
 
 

@@ -1,4 +1,4 @@
-"""`kdcache methods`, `policies`, `students` and `published`: what there is."""
+"""`kdcache methods`, `policies`, `protocols`, `students` and `published`: what there is."""
 
 from typing import Annotated
 
@@ -27,6 +27,21 @@ def policies() -> None:
         table = policy | {f"small.{key}": value for key, value in small.items()}
         numbers = ", ".join(f"{k} {v}" for k, v in table.items() if k != "name")
         typer.echo(f"{name:10} {numbers}")
+
+
+def protocols() -> None:
+    """The protocols of `kdcache eval`, each with what it does, and its presets with their source.
+
+    The settings, which `--set` can change, are shown where they are not zero.
+    """
+    from kdcache.evals import about_protocol, available_protocols, get_protocol
+
+    for family in available_protocols():
+        typer.echo(about_protocol(family))
+        for name, preset in get_protocol(family).presets.items():
+            settings = [(k, v) for k, v in preset.config.model_dump().items() if v]
+            typer.echo(f"  {f'{family}:{name}' if name else family:27} {preset.source}")
+            typer.echo(f"  {'':27} {', '.join(f'{k}={v}' for k, v in settings)}")
 
 
 def students() -> None:

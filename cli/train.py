@@ -20,6 +20,8 @@ from ._options import (
     say,
 )
 
+_EVAL_EVERY = 10
+
 
 def train(
     data: DataOption,
@@ -60,6 +62,19 @@ def train(
             show_default="50GB",
         ),
     ] = None,
+    eval_data: Annotated[
+        Path | None,
+        typer.Option(
+            "--eval-data",
+            help="Labelled images kept out of the training: kNN and fast linear of the student on "
+            "them go into metrics.jsonl and TensorBoard. Holds train/ and val/ or test/, or a "
+            "folder a class.",
+        ),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option("--eval-every", min=1, help="Epochs between.", show_default="10"),
+    ] = None,
     offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -70,6 +85,7 @@ def train(
     processes: `torchrun --nproc-per-node N -m kdcache_cli train ...`, with the same results.
     """
     from kdcache import distributed
+    from kdcache.evals import watch
     from kdcache.images import open_images
     from kdcache.progress import progress_bar, silent_bar
     from kdcache.recipe import load_recipe
@@ -86,11 +102,26 @@ def train(
             f"--local-size `{local_size}` is given, but no cache is far away",
             hint="leave --local-size out, or give the URL of a pushed cache",
         )
+    if eval_every is not None and eval_data is None:
+        raise ConfigError(
+            f"--eval-every `{eval_every}` is given, but nothing to evaluate on",
+            hint="add --eval-data DIR, or leave --eval-every out",
+        )
     limit = parse_bytes("--local-size", local_size or "50GB")
     recipe = load_recipe(config, method=method, student=student, overrides=override or ())
     place = distributed.local_device(open_device(device))
     with distributed.process_group(place), ExitStack() as stack:
         bar = progress_bar if distributed.is_first() else silent_bar
+        watching = None
+        if eval_data is not None:
+            watching = watch(
+                eval_data,
+                eval_every or _EVAL_EVERY,
+                device=place,
+                workers=num_workers(workers),
+                tell=say,
+                bar=bar,
+            )
         outcome = run_training(
             recipe,
             open_images(data),
@@ -99,6 +130,7 @@ def train(
                 stack.enter_context(any_cache(c, limit_bytes=limit, bar=bar)) for c in cache or ()
             ],
             online=Online(weights) if online else None,
+            watch=watching,
             device=place,
             workers=num_workers(workers),
             bar=progress_bar,

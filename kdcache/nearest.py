@@ -137,6 +137,30 @@ class IvfIndex:
             self._index.update_vectors(np.ascontiguousarray(slots), _finite(rows, "rows"))
 
 
+def kmeans(
+    rows: Float32[np.ndarray, "Q D"], num_clusters: int, *, iterations: int, seed: int
+) -> Float32[np.ndarray, "K D"]:
+    """Centroids by Lloyd's algorithm with Euclidean distances over all rows; on the CPU.
+
+    Raises:
+        DataError: a row is not finite.
+    """
+    assert 1 <= num_clusters <= len(rows), f"{num_clusters} clusters of {len(rows)} rows"
+    rows = _finite(rows, "rows")
+    found = faiss.Kmeans(
+        rows.shape[1],
+        num_clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),
+    )
+    with _always_blas():
+        found.train(rows)
+    assert found.centroids is not None
+    return found.centroids
+
+
 def gpu_is_there() -> bool:
     """Whether both FAISS and torch see a GPU."""
     return faiss.get_num_gpus() > 0 and torch.cuda.is_available()

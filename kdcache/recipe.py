@@ -17,7 +17,7 @@ from kdcache.errors import ConfigError
 from kdcache.methods import Method, Needs, get_method
 from kdcache.optimisation import Optimisation
 from kdcache.precision import Wanted, settle
-from kdcache.settings import Settings, parse
+from kdcache.settings import Settings, override, parse
 
 
 class StudentSettings(Settings):
@@ -97,7 +97,7 @@ def load_recipe(
     """
     tables = _read(path) if path is not None else {}
     for text in overrides:
-        _override(tables, text)
+        override(tables, text)
     if method is not None:
         tables.setdefault("method", {})["name"] = method
     if student is not None:
@@ -149,20 +149,3 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
                 hint="a recipe has the tables [method], [student], [train] and [run]",
             )
     return tables
-
-
-def _override(tables: dict[str, dict[str, Any]], text: str) -> None:
-    key, equals, value = text.partition("=")
-    table, dot, name = key.strip().partition(".")
-    if not equals or not dot or not name:
-        raise ConfigError(
-            f"`--set {text}` cannot be read", hint="write it as `--set train.epochs=20`"
-        )
-    tables.setdefault(table, {})[name] = _value(value.strip())
-
-
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # a bare word is a string: --set run.precision=bf16

@@ -1,6 +1,7 @@
 """Settings: frozen, strict pydantic models; what does not fit becomes an error for a person."""
 
 import difflib
+import tomllib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -35,6 +36,28 @@ def parse(kind: type[S], table: Mapping[str, Any], where: str = "") -> S:
         first = error.errors()[0]
         key = ".".join(str(part) for part in (where, *first["loc"]) if part != "")
         raise _explain(kind, first, key) from None
+
+
+def override(tables: dict[str, dict[str, Any]], text: str) -> None:
+    """Lay `table.key=value` over tables, the value in TOML's notation or a bare string.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    table, dot, name = key.strip().partition(".")
+    if not equals or not dot or not name:
+        raise ConfigError(
+            f"`--set {text}` cannot be read", hint="write it as `--set train.epochs=20`"
+        )
+    tables.setdefault(table, {})[name] = _value(value.strip())
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set run.precision=bf16
 
 
 def _explain(kind: type[Settings], problem: Any, key: str) -> ConfigError:

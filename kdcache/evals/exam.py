@@ -1,117 +1,83 @@
-"""An exam: one subject, a labelled data set, the protocols that were asked for."""
+"""An exam: a subject, the images it is judged by, and what else a protocol may ask for."""
 
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from kdcache.errors import ConfigError
-from kdcache.evals.dataset import Splits
-from kdcache.evals.features import Features, extract_features, pixel_features
-from kdcache.evals.knn import knn_scores
-from kdcache.evals.linear import SIMREG, linear_probe, linear_probe_augmented
-from kdcache.evals.result import Score
+from kdcache.evals.dataset import LabelledSet, Splits
+from kdcache.evals.features import Features, extract_features
+from kdcache.evals.kept import keep_features
 from kdcache.evals.subject import Subject
-from kdcache.progress import Bar
+from kdcache.progress import Bar, Tell
+from kdcache.store import Cache
 from kdcache.views import get_policy
 
-PROTOCOLS = ("knn", "knn-weighted", "linear", "linear-augmented")
-"""kNN with a plain or a weighted vote; the linear probe on one centred view or augmented views."""
 
-KS = (1, 10, 20)
-"""Neighbours that vote."""
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What some protocols need besides the data set."""
+
+    transfer: Splits | None = None
+    """Another labelled data set."""
+    ood: LabelledSet | None = None
+    """Other images of the same classes."""
+    labelled_list: Path | None = None
+    """The names of the training images whose labels may be used, one a line."""
+    teacher: Cache | Subject | None = None
+    """What the subject is compared with."""
 
 
-def examine(
-    subject: Subject,
-    splits: Splits,
-    protocols: Sequence[str],
-    *,
-    ks: Sequence[int] = KS,
-    policy: str = "center",
-    device: torch.device,
-    workers: int,
-    bar: Bar,
-) -> list[Score]:
-    """The scores of a subject.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Exam:
+    """One subject under examination; features are computed once for all protocols."""
 
-    Args:
-        protocols: some of `PROTOCOLS`.
-        ks: numbers of neighbours for kNN.
-        policy: of the one view by which an image is judged, `center` or `full`.
+    subject: Subject
+    splits: Splits
+    device: torch.device
+    workers: int
+    bar: Bar
+    tell: Tell
+    """Told of images that cannot be read, and are not scored."""
+    beside: Beside = Beside()
+    keep: Path | None = None
+    """A folder that keeps features between commands."""
+    view: str | None = None
+    """Judge by this view, whatever the protocols have: for a subject that has only one."""
+    seed: int = 0
+    """Of whatever is drawn: a layer's start, the order of images, subsets, views."""
+    _seen: dict[tuple[str, ...], Features] = field(default_factory=dict, repr=False)
 
-    Raises:
-        ConfigError: an unknown protocol, or a policy that draws at random.
-    """
-    check_protocols(protocols)
-    if get_policy(policy).crop != "center":
-        raise ConfigError(
-            f"`{policy}` views are drawn at random, so they are no exam",
-            hint="--policy center, or --policy full",
-        )
-    sides = []
-    for images, ids in ((splits.train, splits.train_ids), (splits.test, splits.test_ids)):
-        with bar(f"features of {subject.name}", total=len(images), unit="images") as progress:
-            features = extract_features(
+    def features(self, part: LabelledSet, view: str, of: Subject | None = None) -> Features:
+        """What the subject (or `of`) says of one view of each of these images.
+
+        Raises:
+            DataError: not one image could be read, or the network gave NaN or infinity.
+        """
+        subject, view = of or self.subject, self.view or view
+        key = (subject.name, subject.architecture, part.fingerprint, view)
+        if key not in self._seen:
+            found = self._ask(subject, part, view)
+            if found.unreadable:
+                self.tell(f"{len(found.unreadable):,} images of `{found.source}` cannot be read")
+            self._seen[key] = found
+        return self._seen[key]
+
+    def _ask(self, subject: Subject, part: LabelledSet, view: str) -> Features:
+        policy, device, workers = get_policy(view), self.device, self.workers
+        if self.keep is not None:
+            return keep_features(
+                self.keep, subject, part, policy, device=device, workers=workers, bar=self.bar
+            )
+        title = f"features of {subject.name}"
+        with self.bar(title, total=len(part.images), unit="images") as progress:
+            return extract_features(
                 subject.network,
-                images,
+                part.images,
                 image_size=subject.image_size,
-                policy=get_policy(policy),
-                ids=ids,
+                policy=policy,
+                ids=part.ids,
                 device=device,
                 workers=workers,
                 progress=progress,
             )
-        sides.append(features)
-    train, test = sides
-    scores = _score_features(train, test, protocols, ks, device, bar)
-    if "linear-augmented" in protocols:
-        total = SIMREG.epochs * len(splits.train)
-        with bar("linear probe, augmented", total=total, unit="images") as progress:
-            scores += linear_probe_augmented(
-                subject.network,
-                splits.train,
-                train,
-                test,
-                image_size=subject.image_size,
-                ids=splits.train_ids,
-                device=device,
-                workers=workers,
-                progress=progress,
-            )
-    return scores
-
-
-def examine_pixels(
-    splits: Splits, protocols: Sequence[str], *, ks: Sequence[int] = KS, workers: int, bar: Bar
-) -> list[Score]:
-    """The scores of 16 x 16 RGB pixels, the floor of every table; there is nothing to augment."""
-    train = pixel_features(splits.train, ids=splits.train_ids, workers=workers)
-    test = pixel_features(splits.test, ids=splits.test_ids, workers=workers)
-    return _score_features(train, test, protocols, ks, torch.device("cpu"), bar)
-
-
-def check_protocols(protocols: Sequence[str]) -> None:
-    """Refuse a protocol that there is not."""
-    for name in protocols:
-        if name not in PROTOCOLS:
-            raise ConfigError(f"no protocol `{name}`", hint=f"there are: {', '.join(PROTOCOLS)}")
-
-
-def _score_features(
-    train: Features,
-    test: Features,
-    protocols: Sequence[str],
-    ks: Sequence[int],
-    device: torch.device,
-    bar: Bar,
-) -> list[Score]:
-    """The scores that need no more than features."""
-    scores: list[Score] = []
-    if "knn" in protocols:
-        scores += knn_scores(train, test, ks)
-    if "knn-weighted" in protocols:
-        scores += knn_scores(train, test, ks, vote="weighted")
-    if "linear" in protocols:
-        with bar("linear probe", total=SIMREG.epochs, unit="epochs") as progress:
-            scores += linear_probe(train, test, device=device, progress=progress)
-    return scores

@@ -6,6 +6,7 @@ Shapes: N images that could be read, F feature.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from kdcache.evals.batches import build_maker, render
 from kdcache.images import ImageSet
 from kdcache.precision import Precision, autocast
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Float, Int64, UInt8
-from kdcache.views import Policy, get_policy
+from kdcache.shapes import Float, Int, Int64, UInt8
+from kdcache.views import Policy, ViewMaker, get_policy
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,14 +48,7 @@ class Features:
                 hint=f"look at what `ls {self.source}` shows, and at the reasons: "
                 f"{'; '.join(sorted(set(self.unreadable.values()))[:3]) or 'no images'}",
             )
-        num_bad = len(self.values) - int(np.isfinite(self.values).all(axis=1).sum())
-        if num_bad:
-            raise DataError(
-                f"the features of {num_bad} of {len(self.values)} images of `{self.source}` "
-                "are not finite",
-                hint="evaluate in float32; if that does not help, take an earlier checkpoint, "
-                "since this network has diverged",
-            )
+        check_finite(self.values, self.source)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -86,23 +80,57 @@ def extract_features(
     """
     policy = policy or get_policy("center")
     maker = build_maker(images, policy, image_size, ids=ids, workers=workers)
-    values, rows, unreadable = [], [], {}
-    order = np.arange(len(images))
-    with frozen(network, device):
-        for batch in render(maker, order, 0, batch_size=batch_size, workers=workers):
-            if len(batch.rows):
-                values.append(forward(network, batch.pixels, device, precision).cpu().numpy())
-                rows.append(batch.rows)
-            unreadable.update(batch.unreadable)
-            progress(len(batch.rows) + len(batch.unreadable))
+    seen = list(
+        see(
+            network,
+            maker,
+            np.arange(len(images)),
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            precision=precision,
+            progress=progress,
+        )
+    )
+    parts = [part for part in seen if len(part.rows)]
+    rows = np.concatenate([part.rows for part in parts]) if parts else np.empty(0, np.int64)
     return Features(
-        values=np.concatenate(values) if values else np.empty((0, 0), np.float32),
-        labels=images.labels[np.concatenate(rows)].astype(np.int64) if rows else np.empty(0, int),
+        values=np.concatenate([p.values for p in parts]) if parts else np.empty((0, 0), np.float32),
+        labels=images.labels[rows].astype(np.int64),
         classes=images.classes,
         source=images.source,
         view=policy.name,
-        unreadable=unreadable,
+        unreadable={row: why for part in seen for row, why in part.unreadable.items()},
     )
+
+
+class Seen(NamedTuple):
+    """What the network said of the readable images of a batch, and why there are no others."""
+
+    rows: Int64[np.ndarray, " R"]
+    values: Float32[np.ndarray, "R F"]
+    unreadable: dict[int, str]
+
+
+def see(
+    network: nn.Module,
+    maker: ViewMaker,
+    order: Int64[np.ndarray, " N"],
+    *,
+    device: torch.device | str,
+    batch_size: int = 256,
+    workers: int,
+    precision: Precision = "fp32",
+    progress: Progress = silent,
+) -> Iterator[Seen]:
+    """What the network, in evaluation mode, says of view 0 of the images in this order."""
+    with frozen(network, device):
+        for batch in render(maker, order, 0, batch_size=batch_size, workers=workers):
+            values = np.empty((0, 0), np.float32)
+            if len(batch.rows):
+                values = forward(network, batch.pixels, device, precision).cpu().numpy()
+            progress(len(batch.rows) + len(batch.unreadable))
+            yield Seen(batch.rows, values, batch.unreadable)
 
 
 def pixel_features(
@@ -115,7 +143,7 @@ def pixel_features(
 ) -> Features:
     """The image itself, `size` x `size` RGB in [-1, 1]: the floor that any feature has to clear."""
     return extract_features(
-        _Pixels(),
+        Pixels(),
         images,
         image_size=size,
         policy=get_policy("full"),
@@ -125,18 +153,34 @@ def pixel_features(
     )
 
 
-def check_comparable(known: Features, asked: Features) -> Int64[np.ndarray, " N"]:
+@runtime_checkable
+class Labelled(Protocol):
+    """Images, or features of images, each with a class."""
+
+    @property
+    def labels(self) -> Int[np.ndarray, " N"]:
+        """Places in `classes`; -1 where there is none."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names."""
+
+    @property
+    def source(self) -> str:
+        """Where the images came from."""
+
+
+def match_classes(known: Labelled, asked: Labelled) -> Int64[np.ndarray, " N"]:
     """The labels of `asked` as places in the classes of `known`, matched by name.
 
     Raises:
         DataError: images without a class, or classes of which `known` has no image.
     """
-    assert known.view == asked.view, "both sides must be seen through the same view"
     for side in (known, asked):
         unlabelled = int((side.labels < 0).sum())
         if unlabelled:
             raise DataError(
-                f"{unlabelled} of {len(side)} images of `{side.source}` have no class",
+                f"{unlabelled} of {len(side.labels)} images of `{side.source}` have no class",
                 hint=f"sort them into one folder a class: {side.source}/<class>/<image>",
             )
     there = {known.classes[label] for label in np.unique(known.labels)}
@@ -154,6 +198,33 @@ def check_comparable(known: Features, asked: Features) -> Int64[np.ndarray, " N"
     table = np.array([place.get(name, -1) for name in asked.classes], dtype=np.int64)
     labels: Int64[np.ndarray, " N"] = table[asked.labels]
     return labels
+
+
+def check_comparable(known: Features, asked: Features) -> Int64[np.ndarray, " N"]:
+    """`match_classes` of features that were seen through the same view."""
+    assert known.view == asked.view, "both sides must be seen through the same view"
+    return match_classes(known, asked)
+
+
+def unit_rows(values: Float[np.ndarray, "N F"]) -> Float32[np.ndarray, "N F"]:
+    """The rows at length 1, in float32 and contiguous; a row of zeros stays one."""
+    norms = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.ascontiguousarray(values / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def check_finite(values: Float[np.ndarray, "N F"], source: str) -> None:
+    """Refuse the features of a network that has diverged.
+
+    Raises:
+        DataError: some are NaN or infinite.
+    """
+    num_bad = len(values) - int(np.isfinite(values).all(axis=1).sum())
+    if num_bad:
+        raise DataError(
+            f"the features of {num_bad} of {len(values)} images of `{source}` are not finite",
+            hint="evaluate in float32; if that does not help, take an earlier checkpoint, "
+            "since this network has diverged",
+        )
 
 
 @contextmanager
@@ -182,6 +253,8 @@ def forward(
     return features.float()
 
 
-class _Pixels(nn.Module):
+class Pixels(nn.Module):
+    """The network that says what it sees: RGB in [-1, 1], one number after the other."""
+
     def forward(self, images: UInt8[Tensor, "B S S 3"]) -> Float[Tensor, "B F"]:
         return images.flatten(1).float() / 127.5 - 1.0

@@ -1,16 +1,21 @@
 """Subjects: whatever can be examined, opened by one name."""
 
+import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kdcache.errors import ConfigError
+from kdcache.networks import Backbone, parameter_digest
 from kdcache.progress import Bar, silent_bar
-from kdcache.shapes import Float, UInt8
 from kdcache.students import STUDENT_FILE, build_student, load_student
-from kdcache.teachers import Teacher, load_teacher
+from kdcache.teachers import load_teacher
+
+_CHECKPOINT, _RECIPE = "checkpoint.pt", "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -22,17 +27,19 @@ class Subject:
     image_size: int
     architecture: str
 
-
-class FeatureOf(nn.Module):
-    """A teacher, of which only the feature is asked."""
-
-    def __init__(self, teacher: Teacher) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, images: UInt8[Tensor, "B S S 3"]) -> Float[Tensor, "B F"]:
-        feature: Tensor = self.teacher(images)[0]
-        return feature
+    def identity(self) -> dict[str, Any]:
+        """What its features depend on: weights by their digest, size and normalisation."""
+        pixels = (
+            {"mean": list(self.network.mean), "std": list(self.network.std)}
+            if isinstance(self.network, Backbone)
+            else None
+        )
+        return {
+            "architecture": self.architecture,
+            "weights": parameter_digest(self.network),
+            "image_size": self.image_size,
+            "pixels": pixels,
+        }
 
 
 def open_subject(
@@ -46,8 +53,8 @@ def open_subject(
     """The subject that `target` names.
 
     Args:
-        target: a run's folder, a student's file, `untrained:MODEL`, `teacher:NAME` for a
-            teacher of the registry, `timm:MODEL`, or `module:function`.
+        target: a run's folder, a student's file, a run's `checkpoint.pt`, `untrained:MODEL`,
+            `teacher:NAME` for a teacher of the registry, `timm:MODEL`, or `module:function`.
         weights: of a teacher.
         image_size: side in pixels; a run and a student's file know their own.
         seed: of an untrained network's weights.
@@ -65,12 +72,13 @@ def open_subject(
         if not (path / STUDENT_FILE).exists():
             raise ConfigError(
                 f"`{target}` holds no `{STUDENT_FILE}`: it is no run, or one that is not finished",
-                hint="run its `kdcache train` command again: it goes on where it stopped",
+                hint="run its `kdcache train` command again: it goes on where it stopped; or "
+                f"evaluate what it has come to: `kdcache eval {path / _CHECKPOINT}`",
             )
         path = path / STUDENT_FILE
     if path.is_file():
         _refuse_options(target, weights=weights, image_size=image_size)
-        student = load_student(path)
+        student = _checkpointed(path) if path.name == _CHECKPOINT else load_student(path)
         return Subject(target, student, student.image_size, student.name)
     if not colon:
         raise ConfigError(
@@ -80,12 +88,35 @@ def open_subject(
         )
     name = model if kind == "teacher" else target
     teacher = load_teacher(name, weights=weights, image_size=image_size, bar=bar)
-    return Subject(target, FeatureOf(teacher), teacher.image_size, teacher.backbone.name)
+    # The backbone alone: nothing here looks at a teacher's head.
+    return Subject(target, teacher.backbone, teacher.image_size, teacher.backbone.name)
 
 
 def untrained_like(subject: Subject, seed: int = 0) -> Subject:
     """The same architecture with random weights."""
     return _untrained(subject.architecture, subject.image_size, seed)
+
+
+def _checkpointed(path: Path) -> Backbone:
+    """The student in the checkpoint of a run that has not ended, described by the run's recipe."""
+    recipe = path.parent / _RECIPE
+    if not recipe.exists():
+        raise ConfigError(
+            f"`{path}` has no `{_RECIPE}` beside it, which would say what network it holds",
+            hint="evaluate the checkpoint where `kdcache train` left it",
+        )
+    settings = json.loads(recipe.read_bytes())["recipe"]["student"]
+    student = build_student(settings["name"], image_size=settings["image_size"])
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        student.load_state_dict(kept["student"])
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ConfigError(
+            f"`{path}` holds no `{settings['name']}`, which `{recipe}` says it does: "
+            f"{str(error).splitlines()[0]}",
+            hint="evaluate the checkpoint where `kdcache train` left it: its recipe lies beside it",
+        ) from error
+    return student
 
 
 def _refuse_options(target: str, **options: object) -> None:

@@ -11,8 +11,7 @@ import torch
 
 from kdcache.errors import ConfigError, DataError
 from kdcache.evals.features import extract_features, pixel_features
-from kdcache.evals.knn import knn_accuracy
-from kdcache.evals.subject import FeatureOf
+from kdcache.evals.protocols.knn import knn_accuracy
 from kdcache.images import ImageSet, take_rows
 from kdcache.progress import Bar
 from kdcache.shapes import Float, Int64
@@ -91,7 +90,7 @@ def check_teacher(
     """
     _refuse_splits(images)
     gallery, queries = _halves(images, num_images)
-    network, view, sides = FeatureOf(teacher), get_policy(policy), []
+    network, view, sides = teacher.backbone, get_policy(policy), []
     for part in (gallery, queries):
         with bar(f"features of {teacher.name}", total=len(part), unit="images") as progress:
             features = extract_features(

@@ -15,6 +15,9 @@ from kdcache.files import write_atomic
 
 METRICS = "metrics.jsonl"
 
+WATCHED = "eval/"
+"""What a `Watch` finds stands under names that begin so, in records of their own."""
+
 
 class MetricsLog:
     """Appends one record at a time; on a resume, what came after the checkpoint is taken back."""
@@ -24,6 +27,9 @@ class MetricsLog:
         kept = [line for line in self._lines() if json.loads(line)["step"] <= step]
         write_atomic(self._path, "".join(line + "\n" for line in kept).encode())
         self._file = self._path.open("a", encoding="utf-8")
+        records = [json.loads(line) for line in kept]
+        self.watched = {r["step"] for r in records if any(k.startswith(WATCHED) for k in r)}
+        """Steps at which the student was examined."""
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional
 from kdcache import distributed
 from kdcache.errors import TrainingError, WorkerKilled
 from kdcache.methods import Batch
+from kdcache.networks import Backbone
 from kdcache.optimisation import learning_rate
 from kdcache.precision import autocast
 from kdcache.progress import Progress, silent
@@ -26,9 +28,21 @@ from kdcache.targets.queue import Keys
 from kdcache.train.checkpoint import CHECKPOINT, State, save_checkpoint
 from kdcache.train.data import StepPixels
 from kdcache.train.lesson import Lesson
-from kdcache.train.log import open_log
+from kdcache.train.log import MetricsLog, open_log
 from kdcache.train.online import LiveTargets
 from kdcache.workers import render_ahead
+
+
+@runtime_checkable
+class Watch(Protocol):
+    """Examines the student at some epochs; `kdcache.evals.watch` makes one."""
+
+    @property
+    def every(self) -> int:
+        """Epochs from one time to the next; the last epoch is always one."""
+
+    def __call__(self, student: Backbone, epoch: int) -> dict[str, float]:
+        """What goes into the log, under `eval/...`; all processes call it."""
 
 
 def train(
@@ -40,6 +54,7 @@ def train(
     *,
     device: torch.device,
     workers: int,
+    watch: Watch | None = None,
     progress: Progress = silent,
 ) -> bool:
     """Train from the state's step until the recipe's last epoch.
@@ -48,6 +63,7 @@ def train(
         state: new or from a checkpoint; the student and the method on `device`.
         queues: as they stand at the state's step.
         run: the folder that gets checkpoints and metrics.
+        watch: examines the student now and then, and changes nothing of it.
         progress: told of images.
 
     Returns:
@@ -65,6 +81,8 @@ def train(
     saved, saved_step = time.monotonic(), state.step
     steps, pin = range(state.step, last), device.type == "cuda"
     with open_log(run, step=state.step) as log, _stop_signals() as stop:
+        if watch is not None:  # what an interrupted run still owes
+            _watch(watch, recipe, lesson, state, log)
         rendered = render_ahead(lesson.images, steps, workers=workers, pin=pin)
         for pixels in _until_stopped(rendered, stop):
             lr = learning_rate(recipe.train, state.step, stream.steps_per_epoch)
@@ -90,6 +108,10 @@ def train(
                 saved, saved_step = time.monotonic(), state.step
             if stops:
                 break
+            if watch is not None:
+                started = time.monotonic()
+                _watch(watch, recipe, lesson, state, log)
+                recent.leave_out(time.monotonic() - started)
         if state.step > saved_step:  # a signal came while the loop waited for images
             recent.check()
             _save(run, state)
@@ -106,6 +128,24 @@ def _expect_next(lesson: Lesson, step: int, last: int) -> None:
         if isinstance(targets, TargetTable):
             for view in plan.views(following):
                 targets.expect(view)
+
+
+def _watch(
+    watch: Watch, recipe: Recipe, lesson: Lesson, state: State, log: MetricsLog | None
+) -> None:
+    """Examine the student if this is the end of an epoch where that is due, and not yet done.
+
+    Its record is its own: those of the loss are the same, with and without it.
+    """
+    epoch, rest = divmod(state.step, lesson.stream.steps_per_epoch)
+    due = epoch % watch.every == 0 or epoch == recipe.train.epochs
+    if rest or not epoch or not due:
+        return
+    if distributed.any_rank(log is not None and state.step in log.watched):
+        return
+    found = watch(state.student, epoch)
+    if log is not None:
+        log.write(state.step, {"epoch": float(epoch), **found})
 
 
 def _save(run: Path, state: State) -> None:
@@ -238,6 +278,10 @@ class _Recent:
         self._losses.append(loss)
         self._norms.append(norm)
         self._parts = parts
+
+    def leave_out(self, seconds: float) -> None:
+        """Take time that was not spent on training out of the rate."""
+        self._since += seconds
 
     def summary(self, batch_size: int) -> dict[str, float]:
         """Mean loss and rate since the last call; the last step's gradient norm and parts."""

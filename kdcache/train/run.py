@@ -28,7 +28,7 @@ from kdcache.train.checkpoint import State, load_checkpoint
 from kdcache.train.data import RowImages
 from kdcache.train.lesson import Lesson, lesson_alone, lesson_from, views_of
 from kdcache.train.log import read_metrics
-from kdcache.train.loop import build_queues, train
+from kdcache.train.loop import Watch, build_queues, train
 from kdcache.train.needs import check_caches, check_num_views, check_numbers
 from kdcache.versions import library_versions
 from kdcache.views import check_witnesses, other_releases, witnesses_from_arrays
@@ -55,7 +55,7 @@ class Outcome:
     student: Path | None
     """The trained student, when finished."""
     last: dict[str, Any]
-    """The last record of the metrics."""
+    """The last record of the loss."""
 
 
 def run_training(
@@ -65,6 +65,7 @@ def run_training(
     *,
     caches: Sequence[Cache] = (),
     online: Online | None = None,
+    watch: Watch | None = None,
     device: torch.device,
     workers: int,
     bar: Bar,
@@ -74,6 +75,7 @@ def run_training(
 
     Args:
         caches: what each teacher said of the images; none for a method without a teacher.
+        watch: examines the student at some epochs, and is no part of the experiment.
         tell: told, before the first step, of images that take no part, of pixels that differ within
             tolerance, and of targets that little can be learned from.
 
@@ -119,12 +121,12 @@ def run_training(
         with bar(f"train {recipe.method}", total=total, unit="images", done=done) as progress:
             finished = train(
                 recipe, lesson, state, queues, run,
-                device=device, workers=workers, progress=progress,
+                device=device, workers=workers, watch=watch, progress=progress,
             )  # fmt: skip
         student = run / STUDENT_FILE if finished else None
         if student is not None and distributed.is_first():
             save_student(student, state.student, {"method": recipe.method})
-        records = read_metrics(run)
+        records = [record for record in read_metrics(run) if "loss" in record]
     return Outcome(finished, student, records[-1] if records else {})
 
 

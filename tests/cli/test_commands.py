@@ -112,8 +112,13 @@ def test_images_to_evaluated_student_in_three_commands(place, tiny_weights, tmp_
     student = {
         (s["protocol"], s["setting"].get("k")): s["value"] for s in scores[str(tmp_path / "run")]
     }
-    assert student.keys() == {("knn", 1), ("knn", 10), ("knn", 20), ("linear", None)}
+    assert student.keys() == {("knn", 1), ("knn", 10), ("knn", 20), ("fast-linear", None)}
     assert all(0 <= value <= 100 for value in student.values())
+    kept = tree_of(tmp_path / "run" / "features")
+    done = kdcache("eval", tmp_path / "run", "--data", place / "data", "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert "features of" not in done.stderr  # they were kept in the run's folder
+    assert tree_of(tmp_path / "run" / "features") == kept
 
 
 def test_no_such_folder(tmp_path, tiny_weights):
@@ -350,6 +355,57 @@ def test_shelves_are_listed():
     assert "small.count 6, small.side 96, small.scale [0.05, 0.14]\n" in policies
 
 
+def test_protocols_are_listed_with_their_source():
+    listed = kdcache("protocols").stdout
+    assert re.search(r"^  linear:moco +MoCo v2, arXiv:2003.04297, main_lincls.py", listed, re.M)
+    assert "schedule=step, milestones=[60, 80]" in listed
+    assert re.search(r"^  fidelity  +cosine, linear CKA", listed, re.M)
+
+
+def test_scaled_down_preset_does_not_bear_the_papers_name(place):
+    untrained = ("eval", "untrained:test_resnet", "--image-size", 32, "--data", place / "data")
+    done = kdcache(
+        *untrained, "--protocol", "linear:moco,knn:simreg", "--set", "linear.epochs=1",
+        "--workers", 0, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    linear, *knn = json.loads(done.stdout)["untrained test_resnet"]
+    assert linear["setting"] == {"preset": "not moco", "epochs": 1}
+    assert {s["setting"]["preset"] for s in knn} == {"simreg"}
+    refused(kdcache(*untrained, "--protocol", "linear:mocco"), "no protocol", "`linear:moco`")
+    refused(kdcache(*untrained, "--protocol", "fidelity"), "needs --cache", "--teacher NAME")
+    refused(kdcache(*untrained, "--ood", place / "data" / "val"), "no protocol that was", "ood")
+    both = ("--cache", place / "cache.zarr", "--teacher", "r50")
+    refused(kdcache(*untrained, "--protocol", "fidelity", *both), "are both given", "one of them")
+    refused(kdcache(*untrained, "--teacher-weights", "x"), "no --teacher", "--teacher NAME")
+
+
+def test_fidelity_to_a_cache_from_the_command_line(place, tiny_weights):
+    done = kdcache(
+        "eval", "timm:test_resnet", "--weights", tiny_weights, "--image-size", 32, "--data",
+        place / "data", "--protocol", "fidelity", "--cache", place / "cache.zarr", "--workers", 0,
+        "--set", "fidelity.neighbours=3",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if " cka " in line)
+    assert row.split("|")[2].strip() == "1.000"
+
+
+def test_training_is_watched_on_held_out_images(place, tmp_path):
+    watched = ("--eval-data", place / "data", "--eval-every", 1)
+    done = train(place, tmp_path / "run", "--method", "simreg", *watched)
+    assert done.returncode == 0, done.stderr
+    seen = [r for r in read_metrics(tmp_path / "run") if "eval/knn10" in r]
+    assert [r["epoch"] for r in seen] == [1, 2]
+    assert "after epoch 2: kNN (k = 10)" in done.stderr
+    assert re.search(r"^loss [0-9.]+ after 6 steps$", done.stderr, re.M)
+    refused(
+        train(place, tmp_path / "other", "--method", "simreg", "--eval-every", 1),
+        "nothing to evaluate on", "--eval-data DIR",
+    )  # fmt: skip
+    assert not (tmp_path / "other").exists()
+
+
 def test_students_are_listed_with_what_their_feature_is():
     lines = kdcache("students").stdout.splitlines()
     assert lines[0].split()[:3] == ["resnet18", "512", "11,176,512"]
@@ -465,9 +521,10 @@ def test_augmented_probe_stands_beside_references_without_one(place, tmp_path):
     done = kdcache(
         "eval", "untrained:test_resnet", "--image-size", 32, "--data", place / "data",
         "--protocol", "knn,linear-augmented", "--k", "1", "--references", "--workers", 0,
+        "--set", "linear.epochs=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if "augmented" in line)
+    row = next(line for line in done.stdout.splitlines() if "not simreg" in line)
     assert row.split("|")[3].strip() == "-"  # pixels have no augmented views
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from kdcache.errors import ConfigError, DataError
-from kdcache.evals import Features, knn_accuracy, knn_scores
-from kdcache.evals import knn as knn_module
+from kdcache.evals import Features, knn_accuracy
+from kdcache.evals.protocols import knn as knn_module
 
 
 def features(values, labels, classes=("ant", "bee", "cat"), source="data"):
@@ -129,13 +129,26 @@ def test_k_outside_the_gallery_is_refused(k):
     assert caught.value.hint == "--k takes numbers between 1 and 2, by commas"
 
 
-def test_scores_name_k_and_the_vote():
-    rng = np.random.default_rng(0)
-    gallery, queries = blobs(rng, 30), blobs(rng, 8)
-    plain, weighted = (
-        knn_scores(gallery, queries, (5,), vote)[0] for vote in ("plain", "weighted")
-    )
-    assert plain.label == "knn (k=5, vote=plain, view=center)"
-    assert weighted.label == "knn (k=5, vote=weighted, view=center, temperature=0.07)"
-    assert (plain.metric, plain.num_queries, plain.num_classes) == ("top1", 8, 5)
-    assert plain.value == knn_accuracy(gallery, queries, (5,))[5]
+def test_tie_counts_as_the_share_that_lots_would_win():
+    # One vote for each of three classes: whoever is wanted wins a third of the time.
+    gallery = features([[1, 0], [3, 4], [3, -4]], [0, 1, 2])
+    query = features([[1, 0]], [1])
+    assert knn_accuracy(gallery, query, (3,), ties="share") == {3: pytest.approx(100 / 3)}
+    assert knn_accuracy(gallery, query, (3,)) == {3: 0.0}
+
+
+def test_share_is_the_mean_of_many_drawn_lots():
+    rng = np.random.default_rng(3)
+    gallery, queries = blobs(rng, 60), blobs(rng, 40)
+    k, drawn = 6, []
+    unit = [s.values / np.linalg.norm(s.values, axis=1, keepdims=True) for s in (gallery, queries)]
+    nearest = np.argsort(-(unit[1] @ unit[0].T), axis=1)[:, :k]
+    for _ in range(400):
+        right = 0
+        for row, label in zip(nearest, queries.labels, strict=True):
+            votes = np.bincount(gallery.labels[row], minlength=5)
+            right += rng.choice(np.flatnonzero(votes == votes.max())) == label
+        drawn.append(100 * right / len(queries))
+    share = knn_accuracy(gallery, queries, (k,), ties="share")[k]
+    assert share == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / 20)
+    assert share != knn_accuracy(gallery, queries, (k,))[k]
