@@ -111,7 +111,7 @@ def evaluate(
     """What a network's features are worth, by the protocols of the papers.
 
     Features are computed once for all protocols, and kept for the next command where there is a
-    folder for them.
+    folder for them. The scores of a run are kept in its folder, for `kdcache report`.
     """
     import json
 
@@ -123,12 +123,14 @@ def evaluate(
         chance,
         examine,
         examine_pixels,
+        keep_scores,
         open_labelled,
         open_splits,
         open_subject,
         untrained_like,
     )
     from kdcache.progress import progress_bar
+    from kdcache.students import STUDENT_FILE
     from kdcache.table import format_table
 
     protocols, ks = protocol.split(","), _numbers(k)
@@ -181,6 +183,8 @@ def evaluate(
         other = untrained_like(subject)
         results[other.name] = scores_of(other)
     results[subject.name] = own
+    if (Path(target) / STUDENT_FILE).is_file() and os.access(target, os.W_OK):
+        keep_scores(Path(target), own, splits, beside)
 
     if as_json:
         typer.echo(
@@ -242,7 +246,7 @@ def _folder_of(target: str) -> Path | None:
     if not run.is_dir():
         return None
     if not os.access(run, os.W_OK):
-        say(f"`{run}` may not be written to, so features are not kept: --features DIR does")
+        say(f"`{run}` may not be written to: nothing is kept there; --features DIR keeps features")
         return None
     return run / "features"
 

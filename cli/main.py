@@ -21,6 +21,7 @@ from . import (
     neighbours,
     pull,
     push,
+    report,
     shelves,
     teachers,
     train,
@@ -56,6 +57,7 @@ app.command("neighbours")(neighbours.neighbours)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("report")(report.report)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)
 app.command("push")(push.push)

@@ -175,12 +175,17 @@ def timm_model(name: str, image_size: int, *, pretrained: bool = False) -> nn.Mo
 
 def parameter_digest(module: nn.Module) -> str:
     """SHA-256 over name, dtype, shape and bytes of every tensor of the state, sorted by name."""
+    return state_digest(module.state_dict())
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """`parameter_digest` of the module that has this state, without the module."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         kind = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name} {kind} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy())
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ FLOORS = [
     {"extract", "recipe", "derive"},
     {"share"},
     {"train", "evals", "verify"},
-    {"demo", "export"},
+    {"demo", "export", "report"},
 ]
 
 

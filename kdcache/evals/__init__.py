@@ -6,6 +6,7 @@ from kdcache.evals.exam import Beside, Exam
 from kdcache.evals.examine import examine, examine_pixels
 from kdcache.evals.features import Features, extract_features, pixel_features
 from kdcache.evals.kept import keep_features
+from kdcache.evals.ledger import append_scores, keep_scores, read_scores
 from kdcache.evals.probe import SIMREG, ProbeSettings, fit_augmented, fit_cached, probe_scores
 from kdcache.evals.protocols import (
     ALIASES,
@@ -34,6 +35,7 @@ __all__ = [
     "TeacherCheck",
     "Watch",
     "about_protocol",
+    "append_scores",
     "ask",
     "available_presets",
     "available_protocols",
@@ -46,12 +48,14 @@ __all__ = [
     "fit_cached",
     "get_protocol",
     "keep_features",
+    "keep_scores",
     "knn_accuracy",
     "open_labelled",
     "open_splits",
     "open_subject",
     "pixel_features",
     "probe_scores",
+    "read_scores",
     "untrained_like",
     "watch",
 ]
