@@ -134,7 +134,7 @@ def fetch_promised(
 def _parse(place: Place, data: bytes) -> Manifest:
     try:
         return Manifest.from_bytes(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except CacheCorrupt as error:
         raise CacheCorrupt(
             f"what is at `{place.url}/{MANIFEST}` is no manifest of a cache",
             hint="give the address of the folder that holds manifest.json",

@@ -13,7 +13,7 @@ from typing import Any
 from kdcache.errors import CacheCorrupt
 from kdcache.files import canonical_json
 from kdcache.store import COPY, ArraySpec, FileDigest, Grid, Manifest, load_copy
-from kdcache.store.group import GROUP, array_names
+from kdcache.store.group import GROUP, array_names, format_of
 from kdcache.store.manifest import MANIFEST, MANIFESTS, RECIPE
 from kdcache.store.publish import WORK, digest_of
 from kdcache.verify.finding import Finding
@@ -71,8 +71,11 @@ def load_manifest(data: bytes) -> tuple[Manifest | None, list[Finding]]:
         for name in manifest.files
         if not _is_inside(name)
     ]
-    if canonical_json(json.loads(data)) != data:
+    said = json.loads(data)
+    if canonical_json(said) != data:
         findings.append(_wrong("its bytes are not in the one form", "canonical JSON"))
+    if said["format"] != (made := format_of(manifest.files)):
+        findings.append(_wrong(f"it says format {said['format']}", f"{made}, as its files have it"))
     return manifest, findings
 
 

@@ -226,8 +226,8 @@ def _fetch(bench: _Bench, copy: Copy, bar: Bar) -> None:
         for name in names:
             try:
                 copy.fetch(name, bench.manifest.files[name], staged)
-            except FileNotFoundError:
-                bench.refuse(name, f"`{copy.place}` does not have it")
+            except FileNotFoundError as error:
+                bench.refuse(name, str(error))
             else:
                 bench.put(name, staged, f"fetched from `{copy.place}`")
             progress(1)

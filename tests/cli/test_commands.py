@@ -469,7 +469,7 @@ def test_verify_has_an_exit_code_for_each_answer(place, tmp_path):
     assert "there is no cache at" in done.stderr
     shutil.copytree(place / "cache.zarr", tmp_path / "cache.zarr")
     manifest = tmp_path / "cache.zarr" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 3'))
     done = kdcache("verify", tmp_path / "cache.zarr")
     assert done.returncode == 3
     assert "made by a newer kdcache" in done.stderr
