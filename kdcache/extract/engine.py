@@ -21,7 +21,7 @@ from kdcache.extract.known import NOTHING, SHOW, Known
 from kdcache.precision import autocast, without_tf32
 from kdcache.progress import Progress, silent
 from kdcache.shapes import Bool, Float, Int64, UInt8
-from kdcache.store import CacheWriter
+from kdcache.store import CacheWriter, Taken
 from kdcache.views import Made, Witness, witness_mask, witnesses_to_arrays
 from kdcache.workers import render_ahead
 
@@ -180,9 +180,15 @@ class _Draft:
 
     def commit(self, known: Known | None) -> None:
         """Add what is known, and keep the piece."""
+        taken: dict[str, Taken] = {}
         if known is not None:
             for name, values in self._values.items():
-                known.fill(values, name, self._rows, self._writer.wanted_views(name, self._piece))
+                views = self._writer.wanted_views(name, self._piece)
+                stored = known.taken(name, self._rows, views)
+                if stored is None:
+                    known.fill(values, name, self._rows, views)
+                else:
+                    taken[name] = stored
             self._unreadable |= known.unreadable(np.array(self._rows))
             self._witnesses += known.witnesses(np.array(self._rows))
         self._writer.put_piece(
@@ -190,6 +196,7 @@ class _Draft:
             self._values,
             unreadable=self._unreadable,
             witness=witnesses_to_arrays(self._witnesses),
+            taken=taken,
         )
 
     def _show(self, waiting: list[_Waiting]) -> None:

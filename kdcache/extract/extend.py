@@ -27,7 +27,7 @@ from kdcache.extract.run import (
 from kdcache.images import ImageIndex, ImageSet
 from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
-from kdcache.store import Cache, Dtype, differences, open_cache
+from kdcache.store import Cache, Dtype, differences, open_cache, shard_of
 from kdcache.teachers import Teacher
 from kdcache.views import check_witnesses, get_policy, get_renderer
 
@@ -228,7 +228,8 @@ def _shared(old: Cache, new: Cache) -> tuple[int, int]:
     sizes = [
         file.num_bytes
         for name, file in new.manifest.files.items()
-        if name.partition("/c/")[0] in new.arrays
+        if (shard := shard_of(name)) is not None
+        and not shard.is_receipt
         and name in old.manifest.files
         and os.path.samefile(old.path / name, new.path / name)
     ]

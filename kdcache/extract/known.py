@@ -12,17 +12,20 @@ import numpy as np
 
 from kdcache.extract.job import Job, describe
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Bool, Float, Int8, Int64, UInt8
+from kdcache.shapes import Bool, Int8, Int64, Shaped, UInt8
 from kdcache.store import (
     ArraySpec,
     Cache,
     CacheWriter,
+    Quantised,
+    Taken,
     common_blocks,
     differences,
     grid_of,
     load_unreadable,
     map_shard,
     require_digest,
+    sample_rows,
 )
 from kdcache.views import Witness, witness_mask, witnesses_from_arrays
 
@@ -50,22 +53,29 @@ def changes(job: Job, cache: Cache) -> list[str]:
 
 def known_of(job: Job, cache: Cache) -> "Known":
     """What a cache knows of a job from which no `changes` part it."""
+    specs = job.array_specs()
+    measured = np.zeros(len(job.images), np.bool_)
+    if any(spec.is_quantised and _is_quantised(cache, spec.name) for spec in specs):
+        measured[sample_rows(job.index.ids)] = True
     return Known(
         cache=cache,
         rows=_join(job.index.ids, cache.image_ids),
         num_views=job.num_views,
-        has_values=all(_is_source(cache.arrays.get(spec.name), spec) for spec in job.array_specs()),
+        has_values=all(_is_source(cache.arrays.get(spec.name), spec) for spec in specs),
+        measured=measured,
     )
 
 
+def _is_quantised(cache: Cache, name: str) -> bool:
+    return name in cache.arrays and cache.arrays[name].is_quantised
+
+
 def _is_source(there: ArraySpec | None, wanted: ArraySpec) -> bool:
-    """Whether the values there, as float32, are stored as the teacher's own would be.
+    """Whether the values there are stored as the teacher's own would be.
 
     Extraction rounds what the teacher says, in float32, once; to round again could round otherwise.
     """
-    if there is None:
-        return False
-    return there.dtype == "float32" or there.dtype == wanted.dtype == "float16"
+    return there is not None and there.dtype in ("float32", wanted.dtype)
 
 
 def _join(
@@ -91,6 +101,8 @@ class Known:
     """Of the job."""
     has_values: bool
     """Whether the cache holds every array of the job, and precisely enough."""
+    measured: Bool[np.ndarray, " N"]
+    """Rows of which the teacher must say view 0 again: uint8 is measured by its floats."""
 
     @property
     def num_common_views(self) -> int:
@@ -100,7 +112,9 @@ class Known:
     @property
     def num_values(self) -> int:
         """Views of images that the teacher need not see."""
-        return int((self.rows >= 0).sum()) * self.num_common_views if self.has_values else 0
+        there = self.rows >= 0
+        num_again = int((there & self.measured).sum())
+        return int(there.sum()) * self.num_common_views - num_again if self.has_values else 0
 
     def versions_with(self, now: Mapping[str, str]) -> dict[str, str]:
         """The versions of what the values were and are made with: both, where they differ."""
@@ -116,17 +130,20 @@ class Known:
 
     def tasks(self, rows: Int64[np.ndarray, " R"]) -> Int8[np.ndarray, "R V"]:
         """What is to be done with each view of these rows of the job."""
-        known = self._mask(rows)
+        known = self.mask(rows)
         lacking = witness_mask(rows, np.arange(self.num_views), len(self.rows), self.num_views)
         lacking &= known
         for i, witness in self._witnesses(rows):
             lacking[i, witness.view] = False
-        lacking[np.isin(self.rows[rows], list(self._why_unreadable))] = False
+        unreadable = np.isin(self.rows[rows], list(self._why_unreadable))
+        lacking[unreadable] = False
+        if self.has_values:
+            known[unreadable, : self.num_common_views] = True  # nothing to measure
         return np.where(known, np.where(lacking, RENDER, NOTHING), SHOW).astype(np.int8)
 
     def witnesses(self, rows: Int64[np.ndarray, " R"]) -> list[Witness]:
         """Those of known views that the cache keeps and the job is to keep, by the job's rows."""
-        known = self._mask(rows)
+        known = self.mask(rows)
         wanted = witness_mask(rows, np.arange(self.num_views), len(self.rows), self.num_views)
         wanted &= known
         return [
@@ -151,9 +168,12 @@ class Known:
         }
 
     def fill(
-        self, values: Float[np.ndarray, "P V _"], name: str, rows: range, views: list[int]
+        self, values: Shaped[np.ndarray, "P V ..."], name: str, rows: range, views: list[int]
     ) -> None:
-        """Put what is known of these rows and views of an array in its place in `values`."""
+        """Put what is known of these rows and views of an array on disk in its place in `values`.
+
+        What quantised numbers mean is no value of the teacher's: see `taken`.
+        """
         there = self.rows[rows.start : rows.stop]
         grid = grid_of(self.cache, name)
         if not self.has_values or grid is None:
@@ -164,6 +184,19 @@ class Known:
             for view in views:
                 if view < self.num_common_views:
                     values[at, view] = map_shard(self.cache, grid, block, view)[there[at] - first]
+
+    def taken(self, name: str, rows: range, views: list[int]) -> Taken | None:
+        """What is known of these rows and views of an array of uint8; None where it is another."""
+        grid = grid_of(self.cache, name)
+        if not self.has_values or grid is None or not grid.spec.is_quantised:
+            return None
+        members = [
+            np.zeros((len(rows), self.num_views, *part.row_shape), part.spec.numpy_dtype)
+            for part in grid.parts()
+        ]
+        for part, member in zip(grid.parts(), members, strict=True):
+            self.fill(member, part.spec.name, rows, views)
+        return Taken(self.mask(np.array(rows)), Quantised(*members))
 
     def take(self, writer: CacheWriter, progress: Progress = silent) -> None:
         """Check the shards that values are taken from, and adopt those that are equal as a whole.
@@ -203,11 +236,12 @@ class Known:
                 yield from ((name, block, view, True) for block in common)
                 yield from ((name, int(b), view, False) for b in used if b not in common)
 
-    def _mask(self, rows: Int64[np.ndarray, " R"]) -> Bool[np.ndarray, "R V"]:
-        """Which values the cache holds."""
+    def mask(self, rows: Int64[np.ndarray, " R"]) -> Bool[np.ndarray, "R V"]:
+        """Which values are known and need not be computed."""
         known = np.zeros((len(rows), self.num_views), np.bool_)
         if self.has_values:
             known[:, : self.num_common_views] = (self.rows[rows] >= 0)[:, None]
+            known[self.measured[rows], 0] = False
         return known
 
     def _witnesses(self, rows: Int64[np.ndarray, " R"]) -> Iterator[tuple[int, Witness]]:

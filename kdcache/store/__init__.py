@@ -1,7 +1,7 @@
 """The cache on disk: written piece by piece, sealed once, read at the speed of memory."""
 
 from kdcache.store.common import common_blocks, grid_of, map_shard
-from kdcache.store.fidelity import describe_fidelity
+from kdcache.store.fidelity import describe_fidelity, sample_rows
 from kdcache.store.group import GROUP, array_names, make_group
 from kdcache.store.grow import grow_cache, hint_at_ancestor, require_whole
 from kdcache.store.head import describe_head, head_files
@@ -17,7 +17,7 @@ from kdcache.store.manifest import (
 )
 from kdcache.store.neighbours import Neighbours, describe_graph, neighbour_files
 from kdcache.store.publish import WORK, FileDigest, digest_of, overwrite, tidy
-from kdcache.store.quantise import Quantised, Stored, dequantise, quantise
+from kdcache.store.quantise import Quantised, Stored, Taken, dequantise, quantise
 from kdcache.store.reader import PULLED, Cache, Source, open_cache, read_manifest
 from kdcache.store.selection import (
     COPY,
@@ -55,6 +55,7 @@ __all__ = [
     "Shard",
     "Source",
     "Stored",
+    "Taken",
     "array_names",
     "check_digests",
     "common_blocks",
@@ -84,6 +85,7 @@ __all__ = [
     "read_manifest",
     "require_digest",
     "require_whole",
+    "sample_rows",
     "shard_of",
     "tidy",
 ]

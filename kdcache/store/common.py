@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kdcache.shapes import Float, Int64
+from kdcache.shapes import Int64, Shaped
 from kdcache.store.layout import Grid
 from kdcache.store.reader import Cache
 
@@ -17,10 +17,10 @@ def grid_of(cache: Cache, name: str) -> Grid | None:
     return Grid.from_metadata(name, json.loads((cache.path / name / "zarr.json").read_bytes()))
 
 
-def map_shard(cache: Cache, grid: Grid, block: int, view: int) -> Float[np.ndarray, "R D"]:
+def map_shard(cache: Cache, grid: Grid, block: int, view: int) -> Shaped[np.ndarray, "R ..."]:
     """The rows in one file, mapped; the caller has made sure that the file is as promised."""
     path = cache.path / grid.shard_file(block, view)
-    shape = (len(grid.block_rows(block)), grid.spec.dim)
+    shape = (len(grid.block_rows(block)), *grid.row_shape)
     return np.memmap(path, grid.spec.numpy_dtype, "r", shape=shape)
 
 

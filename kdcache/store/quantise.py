@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.shapes import Float, UInt8
+from kdcache.shapes import Bool, Float, UInt8
 
 _STEPS = 255
 # A smaller scale would be a subnormal float32, which has few digits and which some devices take
@@ -33,6 +33,24 @@ class Quantised:
     def __getitem__(self, index: Any) -> "Quantised":
         """Some of the rows, by numpy's rules for the leading dimensions."""
         return Quantised(self.values[index], self.scale[index], self.minimum[index])
+
+    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The arrays on disk, in the order of `Grid.parts`."""
+        return self.values, self.scale, self.minimum
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """Rows that another array of uint8 holds already."""
+
+    places: Bool[np.ndarray, "*rows"]
+    """Which of the rows these are; what stands at the others means nothing."""
+    rows: Quantised
+
+    def put(self, into: Quantised) -> None:
+        """Put them in their places among other rows."""
+        for ours, theirs in zip(into.parts(), self.rows.parts(), strict=True):
+            ours[self.places] = theirs[self.places]
 
 
 Stored = np.ndarray | Quantised

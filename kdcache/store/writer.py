@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from kdcache.store.manifest import MANIFEST, RECIPE, Manifest
 from kdcache.store.moments import statistics_files
 from kdcache.store.pieces import ALARM, BEGUN, Note, Pieces
 from kdcache.store.publish import WORK, FileDigest, adopt, digest_of, publish, tidy
-from kdcache.store.quantise import Quantised, Stored, quantise
+from kdcache.store.quantise import Quantised, Taken, quantise
 
 _SEAL_BYTES = 256 << 20  # how much of a block is gathered at once; pieces are opened once for each
 _SEAL_TRIES = 10  # each is lost to another process that let go of a piece meanwhile
@@ -82,9 +83,10 @@ class CacheWriter:
     def put_piece(
         self,
         piece: int,
-        values: Mapping[str, Float[np.ndarray, "P V _"] | Quantised],
+        values: Mapping[str, Float[np.ndarray, "P V _"]],
         unreadable: Mapping[int, str],
         witness: Mapping[str, np.ndarray],
+        taken: Mapping[str, Taken] = MappingProxyType({}),
     ) -> None:
         """Keep a piece for good, and seal the shards that it completes.
 
@@ -93,15 +95,15 @@ class CacheWriter:
 
         Args:
             values: for each array the rows of `piece_rows(piece)`; what the rows of unreadable
-                images hold is ignored, and zeros are stored; so is what adopted views hold. An
-                array of uint8 also takes rows that are quantised, as another cache of uint8 holds
-                them: quantising what they mean could give other bytes.
+                images hold is ignored, and zeros are stored; so is what adopted views hold.
             unreadable: why rows could not be read, by row number in the cache.
             witness: arrays of which the seal joins all pieces along the first axis; every piece
                 gives the same names, or none.
+            taken: of arrays of uint8, what stands in the place of some values: to quantise what
+                these rows mean could give other bytes.
 
         Raises:
-            DataError: a value is not finite, or does not fit into float16.
+            DataError: a value is not finite, or does not fit into the array's type.
             CacheMismatch: the piece is there with other values.
         """
         if self.done:
@@ -114,10 +116,14 @@ class CacheWriter:
         originals: dict[str, np.ndarray] = {}
         for name, grid in self._targets.items():
             kept = self._storable(grid.spec, values[name], rows, unreadable)
-            if grid.spec.is_quantised and not isinstance(kept, Quantised):
-                originals[name] = kept[sampled, 0]
-                kept = quantise(kept)
-            stored |= _by_part(grid, kept)
+            if not grid.spec.is_quantised:
+                stored[name] = kept
+                continue
+            originals[name] = kept[sampled, 0]
+            quantised = quantise(kept)
+            if name in taken:
+                taken[name].put(quantised)
+            stored |= _by_part(grid, quantised)
         adopted = {
             (name, view)
             for name in self._grids
@@ -246,17 +252,13 @@ class CacheWriter:
     def _storable(
         self,
         spec: ArraySpec,
-        values: Float[np.ndarray, "P V D"] | Quantised,
+        values: Float[np.ndarray, "P V D"],
         rows: range,
         unreadable: Mapping[int, str],
-    ) -> Float[np.ndarray, "P V D"] | Quantised:
+    ) -> Float[np.ndarray, "P V D"]:
         """The values as a reader will get them, but for quantisation, or the error that says which
         one cannot be stored."""
         empty = [row - rows.start for row in unreadable]
-        if isinstance(values, Quantised):
-            assert spec.is_quantised
-            assert values.values.shape == (len(rows), self.num_views, spec.dim)
-            return self._finite(spec, _blanked(values, empty), rows)
         assert values.shape == (len(rows), self.num_views, spec.dim)
         with np.errstate(over="ignore"):
             stored = values.astype(spec.value_dtype)
@@ -275,18 +277,6 @@ class CacheWriter:
         raise DataError(
             f"the teacher gave `{value}` in {where}; only finite numbers can be targets",
             hint="check the teacher's weights, or run it in float32",
-        )
-
-    def _finite(self, spec: ArraySpec, stored: Quantised, rows: range) -> Quantised:
-        """The same, or the error that says which row means nothing."""
-        broken = np.argwhere(~(np.isfinite(stored.scale) & np.isfinite(stored.minimum)))
-        if not len(broken):
-            return stored
-        row, view = broken[0].tolist()
-        raise DataError(
-            f"`{spec.name}` of row {rows.start + row} (`{self._index.paths[rows.start + row]}`),"
-            f" view {view}, comes with a scale or a minimum that is not finite",
-            hint="see whether the cache it is from is whole: kdcache verify CACHE",
         )
 
     def seal_shards_around(self, rows: range) -> None:
@@ -509,21 +499,10 @@ def _parts(targets: Mapping[str, Grid]) -> dict[str, Grid]:
     return {part.spec.name: part for grid in targets.values() for part in grid.parts()}
 
 
-def _by_part(grid: Grid, stored: Stored) -> dict[str, np.ndarray]:
+def _by_part(grid: Grid, stored: Quantised) -> dict[str, np.ndarray]:
     """What goes into each array on disk, by name."""
-    if not isinstance(stored, Quantised):
-        return {grid.spec.name: stored}
-    members = (stored.values, stored.scale, stored.minimum)
     names = (part.spec.name for part in grid.parts())
-    return dict(zip(names, members, strict=True))
-
-
-def _blanked(stored: Quantised, rows: list[int]) -> Quantised:
-    """The same with zeros in some rows."""
-    members = (stored.values.copy(), stored.scale.copy(), stored.minimum.copy())
-    for member in members:
-        member[rows] = 0
-    return Quantised(*members)
+    return dict(zip(names, stored.parts(), strict=True))
 
 
 def _joined_originals(notes: Sequence[Note]) -> dict[str, Float[np.ndarray, "R D"]]:

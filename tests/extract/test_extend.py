@@ -16,7 +16,7 @@ from kdcache.errors import CacheCorrupt, CacheMismatch, ConfigError, DataError
 from kdcache.extract import run_extension
 from kdcache.images import decode, open_images
 from kdcache.progress import progress_bar, silent_bar
-from kdcache.store import layout, open_cache
+from kdcache.store import fidelity, layout, open_cache
 from kdcache.teachers import Teacher, load_teacher
 from kdcache.views import render, witness
 
@@ -522,3 +522,55 @@ def test_workers_leave_no_trace_in_an_extension(old, tiny_images, tiny_weights, 
     for workers in (0, 2):
         extend(old, tiny_weights, tmp_path / f"new{workers}", data, num_views=3, workers=workers)
     assert tree_of(tmp_path / "new0") == tree_of(tmp_path / "new2")
+
+
+@pytest.fixture
+def quantised(tiny_images, tiny_weights, tmp_path, monkeypatch):
+    """The old cache in eight bits, of which eight images are measured."""
+    monkeypatch.setattr(fidelity, "_IMAGES", 8)
+    make_cache(tiny_images, tiny_weights, tmp_path / "uint8", dtype="uint8")
+    return tmp_path / "uint8"
+
+
+def test_more_views_of_a_quantised_cache_need_the_measured_images_again(
+    quantised, tiny_images, tiny_weights, tmp_path, seen
+):
+    """What uint8 keeps is measured by floats, and those are the teacher's alone."""
+    make_cache(tiny_images, tiny_weights, tmp_path / "direct", num_views=4, dtype="uint8")
+    seen[0] = 0
+    told = []
+    extension = extend(
+        quantised, tiny_weights, tmp_path / "new", tiny_images, num_views=4, tell=told.append
+    )
+    assert seen[0] == 48 * 2 + 8
+    assert "88 of 192 views are known" in told[0]
+    assert tree_of(tmp_path / "new") == tree_of(tmp_path / "direct")
+    assert extension.num_shared == 2 * 3 * 2 * 3  # arrays, blocks, views; values, scale, minimum
+
+
+def test_moved_and_new_images_of_a_quantised_cache_come_over_bit_for_bit(
+    quantised, tiny_images, tiny_weights, tmp_path, seen
+):
+    data = copied(tiny_images, tmp_path)
+    add(data, "aaa/first.png", 1)
+    sorted(data.rglob("*.*"))[7].unlink()
+    make_cache(data, tiny_weights, tmp_path / "direct", num_views=3, dtype="uint8")
+    direct = open_cache(tmp_path / "direct")
+    measured = set(fidelity.sample_rows(direct.image_ids).tolist())
+    old_ids = {one.tobytes() for one in open_cache(quantised).image_ids}
+    is_old = [one.tobytes() in old_ids for one in direct.image_ids]
+    again = sum(is_old[row] for row in measured)
+    seen[0] = 0
+    extend(quantised, tiny_weights, tmp_path / "new", data, num_views=3)
+    assert seen[0] == sum(is_old) + 3 * (len(is_old) - sum(is_old)) + again
+    assert tree_of(tmp_path / "new") == tree_of(tmp_path / "direct")
+
+
+def test_quantised_cache_of_a_float32_one_needs_no_teacher(
+    old, tiny_images, tiny_weights, tmp_path, seen
+):
+    make_cache(tiny_images, tiny_weights, tmp_path / "direct", dtype="uint8")
+    seen[0] = 0
+    extend(old, tiny_weights, tmp_path / "new", dtype="uint8")
+    assert seen[0] == 0
+    assert tree_of(tmp_path / "new") == tree_of(tmp_path / "direct")

@@ -20,6 +20,7 @@ from kdcache.errors import CacheCorrupt, CacheError, CacheMismatch, DataError
 from kdcache.store import (
     ArraySpec,
     Quantised,
+    Taken,
     check_digests,
     dequantise,
     layout,
@@ -217,8 +218,8 @@ def test_what_is_no_number_is_refused(tmp_path, whole_pages, value, message, hin
     assert 1 not in writer.missing()
 
 
-def test_quantised_rows_are_taken_as_they_are(tmp_path, eight_bits):
-    """What another cache holds comes over bit for bit; only its originals are not known."""
+def test_rows_of_another_cache_are_taken_as_they_are(tmp_path, eight_bits):
+    """They come over bit for bit, in their places; all else is quantised."""
     source = open_cache(eight_bits)
     writer = making.begin(tmp_path / "copy", specs=SPECS)
     for piece in writer.missing():
@@ -226,30 +227,20 @@ def test_quantised_rows_are_taken_as_they_are(tmp_path, eight_bits):
         unreadable = {row: why for row, why in making.UNREADABLE.items() if row in rows}
         slabs = [source.stored_slab("embedding", view)[rows.start : rows.stop] for view in range(3)]
         embedding = Quantised(
-            np.stack([slab.values for slab in slabs], axis=1),
-            np.stack([slab.scale for slab in slabs], axis=1),
-            np.stack([slab.minimum for slab in slabs], axis=1),
+            *(np.stack(parts, axis=1) for parts in zip(*(s.parts() for s in slabs), strict=True))
         )
-        for row in unreadable:
-            embedding.values[row - rows.start] = 7  # ignored
-        feature = making.values_of(SPECS[1])[rows.start : rows.stop]
+        places = np.random.default_rng(piece).random((len(rows), 3)) < 0.5
+        for part in embedding.parts():
+            part[~places] = 7  # means nothing
+        values = {spec.name: making.values_of(spec)[rows.start : rows.stop] for spec in SPECS}
+        measured = values["embedding"][:, 0].copy()
+        values["embedding"][places] = 1e9  # nobody looks at it, but for what is measured
+        values["embedding"][:, 0] = measured
         witness = {"row": np.array([rows.start]), "thumb": np.full((1, 4, 4, 3), piece, np.uint8)}
-        writer.put_piece(piece, {"embedding": embedding, "feature": feature}, unreadable, witness)
+        taken = {"embedding": Taken(places, embedding)}
+        writer.put_piece(piece, values, unreadable, witness, taken)
     writer.seal()
-    there, here = making.tree(tmp_path / "copy"), making.tree(eight_bits)
-    differing = {name for name in here if here[name] != there.get(name)}
-    assert differing == {"fidelity/zarr.json", "manifest.json", "zarr.json"}
-    assert open_cache(tmp_path / "copy").fidelity() == {}
-
-
-def test_quantised_rows_that_are_not_finite_are_refused(tmp_path, whole_pages):
-    writer = making.begin(tmp_path, specs=FEATURE)
-    rows = quantise(making.values_of(FEATURE[0])[:64])
-    rows.scale[3, 1] = np.nan
-    with pytest.raises(DataError, match=r"`feature` of row 3 .*view 1") as caught:
-        writer.put_piece(0, {"feature": rows}, {}, {})
-    assert "kdcache verify" in caught.value.hint
-    assert 0 in writer.missing()
+    assert making.tree(tmp_path / "copy") == making.tree(eight_bits)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
