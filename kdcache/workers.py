@@ -21,6 +21,11 @@ from kdcache.errors import KdcacheError, WorkerKilled
 
 T = TypeVar("T", covariant=True)
 
+# What fetching an item from a process that is gone may raise, besides torch's own RuntimeError:
+# tensors lie in shared memory, which is asked for through a socket of the process. Errors of the
+# source itself are never raised here: they come as values.
+_CUT_OFF = (ConnectionError, EOFError, FileNotFoundError)
+
 _AHEAD = 2
 """Items that each process has ready or under way; they wait in shared memory."""
 
@@ -68,16 +73,16 @@ def render_ahead(
             item = next(items)
         except StopIteration:
             return
-        except RuntimeError as error:
+        except (RuntimeError, *_CUT_OFF) as error:
             raise _explained(error) from error
         if isinstance(item, KdcacheError | OSError):
             raise item
         yield item
 
 
-def _explained(error: RuntimeError) -> Exception:
+def _explained(error: Exception) -> Exception:
     """A worker that was killed is the user's to know of; anything else is passed on."""
-    if "DataLoader worker" not in str(error):
+    if "DataLoader worker" not in str(error) and not isinstance(error, _CUT_OFF):
         return error
     return WorkerKilled(
         "a process that renders views was killed from outside, perhaps for want of memory",

@@ -71,6 +71,19 @@ def test_killed_worker_is_told_of():
     assert "--workers" in caught.value.hint
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError, EOFError, FileNotFoundError])
+def test_process_that_goes_while_its_tensor_is_fetched_is_told_of(monkeypatch, error):
+    """It is asked for the shared memory through a socket, which is gone with it."""
+
+    def cut_off(self):
+        raise error
+        yield
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", cut_off)
+    with pytest.raises(WorkerKilled, match="killed from outside"):
+        list(render_ahead(Squares(), [1, 2], workers=2))
+
+
 def test_workers_start_after_threads_have_been_used():
     """Forked from a process whose libraries have threads, they would hang now and then."""
     import cv2

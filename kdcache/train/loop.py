@@ -331,7 +331,7 @@ def _until_stopped(rendered: Iterator[StepPixels], stop: threading.Event) -> Ite
         try:
             item = next(rendered, None)
         except WorkerKilled:
-            if stop.is_set():
+            if stop.wait(1.0):  # the signal that took them may be on its way here
                 return
             raise
         if item is None:
