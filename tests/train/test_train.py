@@ -138,7 +138,7 @@ def breaks_after(steps, step):
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("method", ["seed", "disco"])
+@pytest.mark.parametrize("method", ["disco"])
 def test_killed_run_ends_bit_for_bit_as_the_unbroken_one(method, tiny_images, cache_path, tmp_path):
     assert start_child(method, tiny_images, tmp_path / "whole", cache_path).wait() == 0
     for kill_at in (3, 8):
