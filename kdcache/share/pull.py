@@ -182,7 +182,8 @@ def _check_folder(out: Path, wanted: Published) -> Mapping[str, FileDigest]:
         raise CacheUnfinished(
             f"`{out}` is an extraction under way", hint="pull into another folder"
         )
-    if out.exists() and any(path.name != "manifests" for path in out.iterdir()):
+    # A pull that was killed before it could say what was coming leaves these two.
+    if out.exists() and any(path.name not in ("manifests", WORK) for path in out.iterdir()):
         raise ConfigError(f"`{out}` is not empty and no cache", hint="pull into another folder")
     return {}
 

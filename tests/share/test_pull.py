@@ -367,3 +367,14 @@ def test_a_folder_on_another_mount(big, tmp_path):
         assert making.promises(tmp_path / "out") == making.promises(big)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def test_pull_that_was_killed_before_it_could_say_what_was_coming_goes_on(big, tmp_path):
+    out = tmp_path / "out"
+    (out / "manifests").mkdir(parents=True)
+    (out / "manifests" / ".lock").touch()
+    (out / ".work" / "staged").mkdir(parents=True)
+    (out / ".work" / "staged" / ".1-2.partial").write_bytes(b"half")
+    pull_cache(str(big), out, bar=silent_bar)
+    assert making.promises(out) == making.promises(big)
+    assert not (out / ".work").exists()
