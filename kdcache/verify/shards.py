@@ -170,7 +170,7 @@ def _index_findings(shard: Shard, tail: bytes) -> list[Finding]:
 def _row_findings(shard: Shard, marks: Marks, rows: Rows) -> list[Finding]:
     count = len(shard.rows)
     mine = Marks(*(column[:count] for column in vars(marks).values()))
-    readable = _readable(rows, np.array(shard.rows))
+    readable = _readable(rows, slice(shard.rows.start, shard.rows.stop))
     return [
         Finding(shard.name, kind, found, expected, **where(marked, shard.rows.start, shard.view))
         for kind, marked, found, expected in _kinds(shard.grid, mine, readable)
@@ -199,7 +199,7 @@ def _kinds(
     return kinds
 
 
-def _readable(rows: Rows, chosen: np.ndarray) -> Bool[np.ndarray, " R"] | None:
+def _readable(rows: Rows, chosen: np.ndarray | slice) -> Bool[np.ndarray, " R"] | None:
     return None if rows.readable is None else rows.readable[chosen]
 
 
