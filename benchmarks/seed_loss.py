@@ -11,18 +11,17 @@ rise of the resident set above its level before the step (on a GPU: of what torc
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
+from record import describe_machine, processor, spread
 from torch import Tensor
 from torch.nn import functional
 
@@ -203,35 +202,12 @@ def measure(device: torch.device, rounds: int, student_rounds: int) -> dict[str,
             "negatives": LENGTHS[-1],
             "fused_share": spread(share),
         },
-        "machine": describe_machine(device),
+        "machine": describe_machine(
+            device=torch.cuda.get_device_name() if device.type == "cuda" else processor(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+        ),
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "low": low, "high": high, "count": len(values)}
-
-
-def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Where and when."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor()
-    return {
-        "date": date.today().isoformat(),
-        "device": name,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def table(result: dict[str, Any]) -> str:

@@ -12,18 +12,16 @@ forget the files (POSIX_FADV_DONTNEED), which a device with a cache of its own m
 import argparse
 import json
 import os
-import platform
 import shutil
-import statistics
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from record import describe_machine, processor, spread
 
 from kdcache.store import ArraySpec, RowIndex, create_cache, open_cache
 from kdcache.verify import verify_cache
@@ -130,33 +128,8 @@ def measure(path: Path, rounds: int) -> dict[str, Any]:
         "results": results,
         "verify_bytes_per_cpu_s": num_bytes / cpu_s,
         "quick_s": spread(quick),
-        "machine": describe_machine(),
+        "machine": describe_machine(processor=processor(), numpy=np.__version__),
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {"median": middle, "low": low, "high": high, "count": len(values)}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Where and when."""
-    return {
-        "date": date.today().isoformat(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def table(result: dict[str, Any]) -> str:

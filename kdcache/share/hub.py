@@ -38,7 +38,7 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 
 import kdcache
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheNotFound, ConfigError, PlaceError
-from kdcache.files import sha256_of, sync_folder
+from kdcache.files import sha256_of, sync_file, sync_folder
 from kdcache.progress import Bar, Progress, Tell
 from kdcache.share.card import is_unedited, make_card
 from kdcache.store import Cache, FileDigest, Manifest
@@ -120,8 +120,7 @@ class HubPlace:
                     f"`{name}` of `{self.url}` has SHA-256 `{found}` instead of `{digest.sha256}`",
                     hint="run the same command again; if it stays so, tell whoever pushed it",
                 )
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
             os.replace(path, to)
             sync_folder(to.parent)
         finally:

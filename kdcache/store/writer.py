@@ -9,7 +9,7 @@ Format: FORMAT.md.
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheUnfinished, DataError
-from kdcache.files import canonical_json
+from kdcache.files import canonical_json, leaves
 from kdcache.progress import Progress, silent
 from kdcache.shapes import Float
 from kdcache.store import layout, plain
@@ -454,20 +454,12 @@ def _is_finished(root: Path, recipe: bytes) -> bool:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What changed between two recipes, as lines `key: old -> new` with dotted keys."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: `{before.get(key, 'not set')}` -> `{after.get(key, 'not set')}`"
         for key in sorted(before.keys() | after.keys())
         if key not in before or key not in after or before[key] != after[key]
     ]
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _begun(version: int, num_rows: int, num_views: int, made_with: Mapping[str, str]) -> bytes:

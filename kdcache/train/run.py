@@ -14,7 +14,7 @@ from kdcache import distributed
 from kdcache.derive import diagnose
 from kdcache.errors import ConfigError
 from kdcache.extract import teacher_of
-from kdcache.files import canonical_json, exclusive, put_if_absent
+from kdcache.files import canonical_json, exclusive, leaves, put_if_absent
 from kdcache.images import ImageSet
 from kdcache.methods import Method
 from kdcache.progress import Bar, Tell, silent_bar
@@ -226,8 +226,9 @@ def _claim(run: Path, recipe: Recipe, source: dict[str, Any], caches: Sequence[C
     kept = {"views": experiment.get("views"), **json.loads(path.read_bytes())}
     if _all_descend(kept.get("caches"), [cache.lineage for cache in caches]):
         experiment["caches"] = kept["caches"]
-    for name, now in _flat(experiment).items():
-        before = _flat({k: kept.get(k) for k in experiment}).get(name)
+    there = dict(leaves({key: kept.get(key) for key in experiment}))
+    for name, now in leaves(experiment):
+        before = there.get(name)
         if before != now:
             raise ConfigError(
                 f"`{run}` holds another run: `{name}` is {before!r} there and {now!r} here",
@@ -263,15 +264,6 @@ def _all_descend(kept: list[str] | None, lineages: list[list[str]]) -> bool:
         and len(kept) == len(lineages)
         and all(old in lineage for old, lineage in zip(kept, lineages, strict=True))
     )
-
-
-def _flat(table: Any, at: str = "") -> dict[str, Any]:
-    if not isinstance(table, dict):
-        return {at: table}
-    items: dict[str, Any] = {}
-    for key, value in table.items():
-        items |= _flat(value, f"{at}.{key}" if at else key)
-    return items
 
 
 def _build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:

@@ -5,7 +5,6 @@ bit, and takes it at once. So nothing can become worse, and whoever was killed b
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kdcache.errors import CacheCorrupt, CacheMismatch
-from kdcache.files import exclusive, sync_folder
+from kdcache.files import exclusive, sync_file, sync_folder
 from kdcache.progress import Bar, silent_bar
 from kdcache.store import Grid, Manifest, RowIndex, plain
 from kdcache.store.group import GROUP, make_group
@@ -89,7 +88,7 @@ class _Bench:
             return
         target = self.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sync(made)
+        sync_file(made)
         made.replace(target)
         sync_folder(target.parent)
         self.broken.discard(name)
@@ -341,8 +340,3 @@ def _what_else(name: str, copy: Copy | None, means: Means | None) -> str:
     if means is None and name.partition("/")[0] not in ("neighbours", MANIFESTS, RECIPE):
         ways.append("images and teacher may make it again: --data DIR")
     return ", or ".join(ways) or "another copy is needed: --from COPY"
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from kdcache.evals.exam import Exam
-from kdcache.evals.probe import SIMREG, ProbeSettings, fit_augmented, probe_scores
+from kdcache.evals.probe import SIMREG, ProbeSettings, probe_scores
 from kdcache.evals.protocols._base import Asked, Preset, Protocol
+from kdcache.evals.protocols._probes import fit_probes
 from kdcache.evals.readout import read_last_blocks
 from kdcache.evals.result import Score
 
@@ -46,19 +47,9 @@ def _pass(
     train = exam.features(exam.splits.gallery, view, subject)
     test = exam.features(exam.splits.queries, view, subject)
     settings = [config(one) for one in asked]
-    total = max(one.epochs for one in settings) * len(train)
-    with exam.bar("linear, augmented views", total=total, unit="images") as progress:
-        probes = fit_augmented(
-            subject,
-            exam.splits.gallery,
-            train,
-            settings,
-            seed=exam.seed,
-            device=exam.device,
-            workers=exam.workers,
-            keep=exam.keep,
-            progress=progress,
-        )
+    probes = fit_probes(
+        exam, subject, exam.splits.gallery, train, settings, "linear, augmented views"
+    )
     return {
         one.name: probe_scores(probe, train, test, protocol=one.family, setting=one.setting())
         for one, probe in zip(asked, probes, strict=True)

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from kdcache.evals.exam import Exam
-from kdcache.evals.probe import SIMREG, ProbeSettings, fit_augmented, probe_scores
+from kdcache.evals.probe import SIMREG, ProbeSettings, probe_scores
 from kdcache.evals.protocols._base import Asked, Preset, Protocol
 from kdcache.evals.protocols._labels import check_labels, labelled_part
+from kdcache.evals.protocols._probes import fit_probes
 from kdcache.evals.result import Score
 
 
@@ -36,19 +37,9 @@ def _pass(exam: Exam, asked: Sequence[Asked], percent: float) -> dict[str, list[
     train = exam.features(part, asked[0].view)
     test = exam.features(exam.splits.queries, asked[0].view)
     settings = [_config(one) for one in asked]
-    total = max(one.epochs for one in settings) * len(train)
-    with exam.bar(f"linear, {percent:g} % of labels", total=total, unit="images") as progress:
-        probes = fit_augmented(
-            exam.subject,
-            part,
-            train,
-            settings,
-            seed=exam.seed,
-            device=exam.device,
-            workers=exam.workers,
-            keep=exam.keep,
-            progress=progress,
-        )
+    probes = fit_probes(
+        exam, exam.subject, part, train, settings, f"linear, {percent:g} % of labels"
+    )
     return {
         one.name: probe_scores(
             probe,
