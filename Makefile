@@ -1,9 +1,9 @@
-# The five things one does here. Everything runs in the virtual environment VENV.
+# What one does here. Everything runs in the virtual environment VENV.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test check fmt
+.PHONY: help setup demo test check fmt docs
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ check: setup  ## style, types, and the rules of the house
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_house.py
+
+docs: setup  ## the guide, as a site in site/ that needs no network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'site/index.html; its search needs a server: python -m http.server -d site'
 
 fmt: setup  ## format the code
 	$(BIN)/ruff format .

@@ -11,12 +11,13 @@ from typing import Any
 import kdcache
 from kdcache.export.formats import model_args
 from kdcache.networks import Backbone
+from kdcache.share.card import seal
 
 _LOADING = {
     "timm": """```python
 import timm, torch
 
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/MODEL"
+model = timm.create_model("{where}", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
 feature = model(transform(image)[None])
 ```""",
@@ -39,13 +40,15 @@ def model_card(
     about: Mapping[str, Any],
     record: Mapping[str, Any] | None,
     formats: Sequence[str],
+    where: str,
 ) -> str:
-    """The text of README.md.
+    """The text of README.md, sealed: a card that was edited is not replaced on the Hub.
 
     Args:
         about: what the student's file says of itself, and `parameters_sha256`.
         record: `recipe.json` of the run; None for a file without one.
         formats: those that lie beside the card.
+        where: what timm is told to load.
     """
     num_parameters = sum(weight.numel() for weight in student.model.parameters())
     facts = [
@@ -57,11 +60,14 @@ def model_card(
         *_training(about, record),
     ]
     loading = "\n\n".join(
-        _LOADING[name].format(name=student.name, size=student.image_size, args=_args(student))
+        _LOADING[name].format(
+            name=student.name, size=student.image_size, args=_args(student), where=where
+        )
         for name in formats
     )
     parts = [
         "---",
+        "license: unknown",
         "library_name: timm",
         "pipeline_tag: image-feature-extraction",
         "tags: [timm, image-feature-extraction, knowledge-distillation, kdcache]",
@@ -81,7 +87,7 @@ def model_card(
         " the original was checked when it was exported.",
         *_recipe(record),
     ]
-    return "\n".join(parts) + "\n"
+    return seal("\n".join(parts) + "\n\n")
 
 
 def _input(student: Backbone) -> str:

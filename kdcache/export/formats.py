@@ -25,6 +25,8 @@ Runs = Callable[[Float[Tensor, "B 3 S S"]], Float[Tensor, "B F"]]
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+TAG = "kdcache"
+"""timm's word for where weights come from."""
 
 
 def write_timm(student: Backbone, folder: Path, metadata: Mapping[str, str]) -> Runs:
@@ -112,6 +114,14 @@ FORMATS: Mapping[str, Callable[[Backbone, Path, Mapping[str, str]], Runs]] = {
 }
 """What can be asked for. Each writes its files and returns how a user of them runs the network."""
 
+FILES: Mapping[str, tuple[str, ...]] = {
+    "timm": (CONFIG, WEIGHTS),
+    "pth": ("model.pth",),
+    "onnx": ("model.onnx",),
+    "pt2": ("model.pt2",),
+}
+"""What each of them writes."""
+
 
 def reference(student: Backbone) -> Runs:
     """The student as kdcache itself runs it, behind the normalisation."""
@@ -158,7 +168,7 @@ def _config(student: Backbone) -> dict[str, Any]:
         "num_classes": 0,
         "num_features": student.feature_dim,
         "pretrained_cfg": {
-            "tag": "kdcache",
+            "tag": TAG,
             "custom_load": False,
             "input_size": [3, student.image_size, student.image_size],
             "fixed_input_size": known.fixed_input_size,

@@ -33,6 +33,8 @@ class Exported:
     differences: dict[str, float]
     """For each form the largest difference of a feature, relative to the largest feature."""
     student: Backbone
+    digest: str
+    """SHA-256 of the student's parameters."""
 
     def lines(self) -> list[str]:
         """What a person wants to know, a line each."""
@@ -44,11 +46,16 @@ class Exported:
         ]
 
 
-def run_export(target: Path, out: Path, formats: Sequence[str], *, bar: Bar) -> Exported:
+def run_export(
+    target: Path, out: Path, formats: Sequence[str], *, bar: Bar, where: str = "local-dir:FOLDER"
+) -> Exported:
     """Write the student of a run, or of a student's file, into the folder `out`.
 
     Each form is loaded again by the program that it is for, and compared with the original on
     random pixels. An export that was killed is made anew by the same call.
+
+    Args:
+        where: what timm is told to load, in the example of the card.
 
     Raises:
         ConfigError: there is no finished student, or no such form, or `out` holds something else;
@@ -70,8 +77,8 @@ def run_export(target: Path, out: Path, formats: Sequence[str], *, bar: Bar) -> 
             _check_difference(name, differences[name])
             progress(1)
     about = {**_student_metadata(student_file), "parameters_sha256": digest}
-    write_atomic(out / CARD, model_card(student, about, record, formats).encode())
-    return Exported(out, differences, student)
+    write_atomic(out / CARD, model_card(student, about, record, formats, where).encode())
+    return Exported(out, differences, student, digest)
 
 
 def _check_formats(formats: Sequence[str]) -> None:

@@ -57,14 +57,18 @@ def make_card(cache: Cache, *, url: str = "URL", data_licence: str | None = None
         *_provenance(cache),
         *_citation(cache.recipe),
     ]
-    text = "\n\n".join(parts) + "\n\n"
+    return seal("\n\n".join(parts) + "\n\n")
+
+
+def seal(text: str) -> str:
+    """A card with its own digest at the end."""
     return f"{text}<!-- made by kdcache, sha256 of the above: {_digest(text)} -->\n"
 
 
 def is_unedited(card: str) -> bool:
-    """Whether a card is as `make_card` left it."""
-    seal = _SEAL.search(card)
-    return seal is not None and _digest(card[: seal.start()]) == seal[1]
+    """Whether a card is as `seal` left it."""
+    found = _SEAL.search(card)
+    return found is not None and _digest(card[: found.start()]) == found[1]
 
 
 def _digest(text: str) -> str:

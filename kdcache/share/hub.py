@@ -15,32 +15,21 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, parse_hf_uri
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HfUriError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import CommitOperationAdd, parse_hf_uri
+from huggingface_hub.errors import HfUriError, RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-import kdcache
-from kdcache.errors import CacheCorrupt, CacheMismatch, CacheNotFound, ConfigError, PlaceError
+from kdcache.errors import CacheCorrupt, CacheMismatch, ConfigError, PlaceError
 from kdcache.files import sha256_of, sync_file, sync_folder
 from kdcache.progress import Bar, Progress, Tell
 from kdcache.share.card import is_unedited, make_card
+from kdcache.share.hub_access import Outrun, explained, hub_api, require_token
 from kdcache.store import Cache, FileDigest, Manifest
 from kdcache.store.group import GROUP, make_group
 from kdcache.store.layout import ARRAYS
@@ -81,8 +70,8 @@ class HubPlace:
             CacheNotFound: there is no such repository or revision, or not for this token.
             PlaceError: the Hub cannot be reached, or refuses.
         """
-        with _explained(self.url):
-            sha = _api().repo_info(self.repo, repo_type=_KIND, revision=self.revision).sha
+        with explained(self.url):
+            sha = hub_api().repo_info(self.repo, repo_type=_KIND, revision=self.revision).sha
         assert sha is not None, "the Hub names the commit of a revision"
         return sha
 
@@ -156,8 +145,8 @@ class HubPlace:
         self._require_writable()
         for text in hub_warnings(cache.manifest):
             tell(text)
-        with _explained(self.url):
-            _api().create_repo(self.repo, repo_type=_KIND, private=not public, exist_ok=True)
+        with explained(self.url):
+            hub_api().create_repo(self.repo, repo_type=_KIND, private=not public, exist_ok=True)
         before = open_hub(self.url)
         if before._identity() == cache.identity:
             return self._tag(cache, before.commit)
@@ -168,9 +157,9 @@ class HubPlace:
     def _download(self, name: str, folder: Path) -> Path | None:
         disable_progress_bars()  # the caller has a bar
         revision = self.commit
-        with _explained(self.url):
+        with explained(self.url):
             try:
-                path = _api().hf_hub_download(
+                path = hub_api().hf_hub_download(
                     self.repo, name, repo_type=_KIND, revision=revision, local_dir=folder
                 )
             except RemoteEntryNotFoundError:
@@ -183,11 +172,7 @@ class HubPlace:
                 f"`{self.url}` names one revision, and a push makes a new one",
                 hint=f"push to hf://datasets/{self.repo}",
             )
-        if get_token() is None:
-            raise ConfigError(
-                f"there is no token of the Hugging Face Hub, so nothing can be put at `{self.url}`",
-                hint="hf auth login, or set HF_TOKEN to a token with write access",
-            )
+        require_token(self.url)
 
     def _identity(self) -> str | None:
         """The identity of the cache that is here."""
@@ -207,7 +192,7 @@ class HubPlace:
 
     def _commit_cache(self, cache: Cache, bar: Bar, data_licence: str | None, tell: Tell) -> str:
         """Send what is missing on top of the commit that this place has been read from."""
-        with _explained(self.url):
+        with explained(self.url):
             there = self._files()
         _refuse_gitignore(self, there)
         additions = _missing(cache, there)
@@ -218,21 +203,21 @@ class HubPlace:
         if card is not None:
             operations.append(CommitOperationAdd(CARD, card.encode()))
         try:
-            with _explained(self.url):
-                made = _api().create_commit(
+            with explained(self.url):
+                made = hub_api().create_commit(
                     self.repo,
                     operations,
                     commit_message=f"kdcache {cache.identity[:_TAG_DIGITS]}",
                     repo_type=_KIND,
                     parent_commit=self.commit,
                 )
-        except _Outrun:
+        except Outrun:
             return _settle_race(self, cache)
         return made.oid
 
     def _files(self) -> dict[str, RepoFile]:
         """What the repository holds, by path."""
-        tree = _api().list_repo_tree(
+        tree = hub_api().list_repo_tree(
             self.repo, recursive=True, revision=self.commit, repo_type=_KIND
         )
         return {file.path: file for file in tree if isinstance(file, RepoFile)}
@@ -246,8 +231,8 @@ class HubPlace:
         return make_card(cache, url=_pinned(self.repo, cache), data_licence=data_licence)
 
     def _tag(self, cache: Cache, commit: str) -> str:
-        with _explained(self.url):
-            _api().create_tag(
+        with explained(self.url):
+            hub_api().create_tag(
                 self.repo,
                 tag=cache.identity[:_TAG_DIGITS],
                 revision=commit,
@@ -300,14 +285,6 @@ def hub_warnings(manifest: Manifest) -> list[str]:
         if count > _MAX_FOLDER_ENTRIES
     ]
     return found
-
-
-class _Outrun(Exception):
-    """The branch is not at the commit any more that was to be built on."""
-
-
-def _api() -> HfApi:
-    return HfApi(library_name="kdcache", library_version=kdcache.__version__)
 
 
 def _pinned(repo: str, cache: Cache) -> str:
@@ -371,8 +348,8 @@ def _upload(
         for batch in _batches(additions):
             for addition in batch:
                 _vouch(cache, addition)
-            with _explained(place.url):
-                _api().preupload_lfs_files(
+            with explained(place.url):
+                hub_api().preupload_lfs_files(
                     place.repo,
                     batch,
                     repo_type=_KIND,
@@ -441,55 +418,3 @@ def _settle_race(place: HubPlace, cache: Cache) -> str:
         f"somebody else has changed `{place.url}` while `{cache.identity}` was pushed: it {what}",
         hint="run the same command again; what was sent is not sent again",
     )
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Say in our words what the Hub or the way there refuses."""
-    try:
-        yield
-    except (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled) as error:
-        raise _worded(url, error) from error
-    except (LocalEntryNotFoundError, RuntimeError, ValueError) as error:
-        # How the library words a download or an upload that came to nothing.
-        raise _worded(url, error.__cause__ or error) from error
-
-
-def _worded(url: str, error: BaseException) -> Exception:
-    if isinstance(error, OfflineModeIsEnabled):
-        return PlaceError(
-            f"`HF_HUB_OFFLINE` forbids to ask the Hub for `{url}`",
-            hint="unset HF_HUB_OFFLINE, or use a cache that was pulled before",
-        )
-    if isinstance(error, GatedRepoError):
-        return PlaceError(
-            f"`{url}` is gated: its owners decide who may read it",
-            hint="ask for access on its page, then hf auth login or set HF_TOKEN",
-        )
-    if isinstance(error, RevisionNotFoundError):
-        return CacheNotFound(
-            f"`{url}` has no such revision",
-            hint="leave @REVISION out, or name a tag: the first 12 digits of an identity",
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return CacheNotFound(
-            f"there is no `{url}`, or the token in use may not see it",
-            hint="see that the name is right; for a private one: hf auth login, or set HF_TOKEN",
-        )
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 412:
-        return _Outrun()
-    if status in (401, 403):
-        return PlaceError(
-            f"the Hub refuses for `{url}`: {_first_line(error)}",
-            hint="hf auth login with a token that may do this, or set HF_TOKEN",
-        )
-    return PlaceError(
-        f"the Hub failed for `{url}`: {_first_line(error)}",
-        hint="run the same command again: what has arrived is not sent again",
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -1,7 +1,8 @@
-"""A hub on 127.0.0.1 that speaks what huggingface_hub 2.4.0 calls for dataset repositories.
+"""A hub on 127.0.0.1 that speaks what huggingface_hub 2.4.0 calls for datasets and models.
 
 Repositories with commits, branches and tags; LFS objects by SHA-256, whose bytes it checks; the
 commit endpoint with its parent; files by revision, large ones behind a redirect, with ranges.
+Datasets are called `ORG/NAME` here, models `models/ORG/NAME`.
 """
 
 import base64
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+from huggingface_hub import constants
 
 LARGE_BYTES = 10 << 20
 TOKENS = {"Bearer hf_writer": "writer", "Bearer hf_reader": "reader"}
@@ -42,7 +44,7 @@ class Blob:
 
 @dataclass
 class Repo:
-    """A dataset repository."""
+    """A repository."""
 
     private: bool = True
     gated: bool = False
@@ -202,10 +204,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._require_writer()
         asked = json.loads(self.body)
         name = f"{asked['organization']}/{asked['name']}"
-        url = {"url": f"{self.hub.url}/datasets/{name}"}
+        is_model = asked.get("type", "model") == "model"
+        url = {"url": f"{self.hub.url}/{name if is_model else f'datasets/{name}'}"}
+        name = f"models/{name}" if is_model else name
         with self.hub.lock:
             if asked["organization"] != "lab":
-                raise _Refusal(403, message="You don't have the rights to create a dataset there")
+                raise _Refusal(403, message="You don't have the rights to create it there")
             if name in self.hub.repos:
                 self._json(url, 409)
                 return
@@ -290,9 +294,13 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(412, message="A commit has happened since. Please refresh.")
             files = dict(repo.head)
             for operation in operations:
-                files[operation["value"]["path"]] = self._added(operation)
+                if operation["key"] == "deletedFile":
+                    del files[operation["value"]["path"]]
+                else:
+                    files[operation["value"]["path"]] = self._added(operation)
             sha = repo.commit(files)
-        url = f"{self.hub.url}/datasets/{name}/commit/{sha}"
+        page = name.removeprefix("models/") if "models/" in name else f"datasets/{name}"
+        url = f"{self.hub.url}/{page}/commit/{sha}"
         self._json({"commitUrl": url, "commitOid": sha})
 
     def _added(self, operation: dict) -> Blob:
@@ -312,6 +320,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(409, message="Tag exists")
         repo.refs[tag] = sha
         self._send(200, b"")
+
+    def lfs_batch_of_model(self, name: str) -> None:
+        self.lfs_batch(f"models/{name}")
+
+    def resolve_of_model(self, name: str, revision: str, path: str) -> None:
+        self.resolve(f"models/{name}", revision, path)
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         repo, sha = self._commit_of(name, revision)
@@ -348,17 +362,41 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 _NAME = r"([^/]+/[^/]+)"
+_API = r"/api/(?:datasets/(?=[^/]+/)|(?=models/))((?:models/)?[^/]+/[^/]+)"
 _ROUTES = [
     ("POST", r"/api/repos/create", _Handler.create),
     ("POST", r"/api/validate-yaml", _Handler.validate_yaml),
-    ("GET", rf"/api/datasets/{_NAME}", _Handler.info),
-    ("GET", rf"/api/datasets/{_NAME}/revision/(.+)", _Handler.info),
-    ("GET", rf"/api/datasets/{_NAME}/tree/([^/]+)", _Handler.tree),
-    ("POST", rf"/api/datasets/{_NAME}/preupload/([^/]+)", _Handler.preupload),
-    ("POST", rf"/api/datasets/{_NAME}/commit/([^/]+)", _Handler.commit),
-    ("POST", rf"/api/datasets/{_NAME}/tag/([^/]+)", _Handler.tag),
+    ("GET", _API, _Handler.info),
+    ("GET", rf"{_API}/revision/(.+)", _Handler.info),
+    ("GET", rf"{_API}/tree/([^/]+)", _Handler.tree),
+    ("POST", rf"{_API}/preupload/([^/]+)", _Handler.preupload),
+    ("POST", rf"{_API}/commit/([^/]+)", _Handler.commit),
+    ("POST", rf"{_API}/tag/([^/]+)", _Handler.tag),
     ("POST", rf"/datasets/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.lfs_batch_of_model),
     ("PUT", r"/lfs/([0-9a-f]{64})", _Handler.lfs_put),
     ("GET HEAD", rf"/datasets/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    ("GET HEAD", rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve_of_model),
     ("GET HEAD", r"/cdn/([0-9a-f]{64})/(.+)", _Handler.cdn),
 ]
+
+
+@contextmanager
+def hub_for(monkeypatch, home) -> Iterator[Hub]:
+    """A hub to which this process speaks, with a token that may write, as long as the block.
+
+    Args:
+        home: a folder for what the library keeps.
+    """
+    with serve_hub() as running:
+        # The library reads its environment once, when it is imported, so its constants are set.
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+        yield running

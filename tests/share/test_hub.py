@@ -14,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 from share.caches import RECIPE, grow, make_cache
-from share.fake_hub import Blob, serve_hub
+from share.fake_hub import Blob, hub_for, serve_hub
 
 from kdcache.errors import CacheCorrupt, CacheMismatch, CacheNotFound, ConfigError, PlaceError
 from kdcache.files import sha256_of
@@ -46,17 +46,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def served(monkeypatch, tmp_path):
     """A hub, to which this process speaks with a token that may write."""
-    with serve_hub() as running:
-        # The library reads its environment once, when it is imported, so its constants are set.
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-        monkeypatch.setenv("HF_TOKEN", "hf_writer")
-        monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    with hub_for(monkeypatch, tmp_path / "hf") as running:
         yield running
 
 
