@@ -1,8 +1,11 @@
-"""`kdcache train`: distil a student."""
+"""`kdcache train`: distil a student, or several from one pass over the images."""
 
+import os
+import signal
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,13 +23,27 @@ from ._options import (
     say,
 )
 
+if TYPE_CHECKING:
+    from kdcache.progress import Bar
+    from kdcache.recipe import Recipe
+    from kdcache.store import Cache
+    from kdcache.train import Job, Outcome
+
 _EVAL_EVERY = 10
+
+_STOPPED = {signal.SIGINT: 130, signal.SIGTERM: os.EX_TEMPFAIL}
+"""Exit codes of a run that a signal stopped: the shell's for Ctrl-C, and "try again" (75)."""
 
 
 def train(
     data: DataOption,
     out: Annotated[
-        Path, typer.Option(help="The run: a folder to make, or to go on with.", show_default=False)
+        Path,
+        typer.Option(
+            help="The run: a folder to make, or to go on with. With several recipes, one folder a "
+            "recipe in it, named as its file.",
+            show_default=False,
+        ),
     ],
     method: Annotated[
         str | None, typer.Option(help="What is asked of the student: `kdcache methods`.")
@@ -35,11 +52,18 @@ def train(
         list[str] | None,
         typer.Option(
             help="What the teacher said: made by `kdcache extract`, or the URL of a pushed cache; "
-            "several teachers by repeating it, for a method that takes them."
+            "several teachers by repeating it, for a method that takes them. With several recipes, "
+            "`NAME=CACHE` is for the one of that file name alone."
         ),
     ] = None,
     student: Annotated[str | None, typer.Option(help="A timm model, such as resnet18.")] = None,
-    config: Annotated[Path | None, typer.Option(help="A recipe: see configs/.")] = None,
+    config: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A recipe: see configs/. Repeat it to train several students side by side on the "
+            "same views, which are rendered once."
+        ),
+    ] = None,
     override: Annotated[
         list[str] | None,
         typer.Option("--set", help="table.key=value, such as train.epochs=20; may be repeated."),
@@ -83,6 +107,7 @@ def train(
 
     Run the same command again after any interruption: it goes on where it stopped. For several
     processes: `torchrun --nproc-per-node N -m kdcache_cli train ...`, with the same results.
+    SIGTERM ends it after the step, with a checkpoint and exit code 75; Ctrl-C does, with 130.
     """
     from kdcache import distributed
     from kdcache.evals import watch
@@ -90,7 +115,7 @@ def train(
     from kdcache.progress import progress_bar, silent_bar
     from kdcache.recipe import load_recipe
     from kdcache.share import is_url
-    from kdcache.train import Online, run_training
+    from kdcache.train import Online, run_together
 
     if weights is not None and not online:
         raise ConfigError(
@@ -108,7 +133,12 @@ def train(
             hint="add --eval-data DIR, or leave --eval-every out",
         )
     limit = parse_bytes("--local-size", local_size or "50GB")
-    recipe = load_recipe(config, method=method, student=student, overrides=override or ())
+    files: list[Path | None] = [*config] if config else [None]
+    names = _names(config or [])
+    recipes = [
+        load_recipe(file, method=method, student=student, overrides=override or ())
+        for file in files
+    ]
     place = distributed.local_device(open_device(device))
     with distributed.process_group(place), ExitStack() as stack:
         bar = progress_bar if distributed.is_first() else silent_bar
@@ -122,13 +152,9 @@ def train(
                 tell=say,
                 bar=bar,
             )
-        outcome = run_training(
-            recipe,
+        outcomes = run_together(
+            _jobs(recipes, names, out, cache or [], stack, limit, bar),
             open_images(data),
-            out,
-            caches=[
-                stack.enter_context(any_cache(c, limit_bytes=limit, bar=bar)) for c in cache or ()
-            ],
             online=Online(weights) if online else None,
             watch=watching,
             device=place,
@@ -136,12 +162,73 @@ def train(
             bar=progress_bar,
             tell=say,
         )
-        if not distributed.is_first():
-            return
-    if outcome.student is None:
-        typer.echo(
-            f"stopped at step {outcome.last.get('step', 0)}; the same command goes on", err=True
-        )
-        raise typer.Exit(130)
-    typer.echo(f"loss {outcome.last['loss']:.4f} after {outcome.last['step']} steps", err=True)
-    typer.echo(str(outcome.student))
+        _report(outcomes, aloud=distributed.is_first())
+
+
+def _names(config: Sequence[Path]) -> list[str]:
+    """What several recipes are called; empty where there is but one.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    names = [path.stem for path in config] if len(config) > 1 else []
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"two recipes are called `{name}`, and each names its run",
+                hint="give one of the files another name",
+            )
+    return names
+
+
+def _jobs(
+    recipes: "Sequence[Recipe]",
+    names: Sequence[str],
+    out: Path,
+    caches: Sequence[str],
+    stack: ExitStack,
+    limit_bytes: int,
+    bar: "Bar",
+) -> "list[Job]":
+    """A run for each recipe, with its caches open until the stack is left."""
+    from kdcache.train import Job
+
+    opened: dict[str, Cache] = {}
+
+    def cache_at(place: str) -> "Cache":
+        if place not in opened:
+            opened[place] = stack.enter_context(any_cache(place, limit_bytes=limit_bytes, bar=bar))
+        return opened[place]
+
+    if not names:
+        return [Job(recipes[0], out, [cache_at(place) for place in caches])]
+    jobs = []
+    for name, recipe in zip(names, recipes, strict=True):
+        own = []
+        for text in caches:
+            whose, equals, place = text.partition("=")
+            if not equals or whose not in names:
+                whose, place = name, text  # for all
+            if whose == name and recipe.needs.target is not None:
+                own.append(cache_at(place))
+        jobs.append(Job(recipe, out / name, own))
+    return jobs
+
+
+def _report(outcomes: "Sequence[Outcome]", *, aloud: bool) -> None:
+    """Say how the runs ended, and leave with the exit code for it in every process.
+
+    Args:
+        aloud: whether this is the process that talks.
+    """
+    for outcome in outcomes:
+        step = outcome.last.get("step", 0)
+        if outcome.student is None:
+            if aloud:
+                typer.echo(f"stopped at step {step}; the same command goes on", err=True)
+        elif aloud:
+            typer.echo(f"loss {outcome.last['loss']:.4f} after {step} steps", err=True)
+            typer.echo(str(outcome.student))
+    stopped_by = outcomes[0].stopped_by
+    if stopped_by:
+        raise typer.Exit(_STOPPED[signal.Signals(stopped_by)])

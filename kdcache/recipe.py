@@ -29,6 +29,18 @@ class StudentSettings(Settings):
     """Side of the square views that it is shown, in pixels; it may differ from the teacher's."""
 
 
+class TrainSettings(Optimisation):
+    """The method's schedule, and how a step is made up."""
+
+    repeats: int = Field(default=1, ge=1)
+    """Times that each image of a step is shown in it, in as many epochs' views, decoded once: a
+    step has batch_size / repeats images. The run shows the same views of the same images as ever,
+    in another order. It divides `epochs`."""
+    accumulate: int = Field(default=1, ge=1)
+    """Equal parts of a step's batch that go forward and backward one after the other, to need less
+    memory. The gradient is the mean of theirs; batch norm sees one part at a time."""
+
+
 class RunSettings(Settings):
     """How the run is done."""
 
@@ -48,6 +60,9 @@ class RunSettings(Settings):
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every_s: float = Field(default=600.0, ge=0)
     """Seconds between two checkpoints; there is always one at the end."""
+    compile: bool = False
+    """Whether torch.compile makes kernels for the student. Faster on a GPU, after minutes of
+    compiling; the last bits of the results differ."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Recipe:
     method: str
     method_config: Settings
     student: StudentSettings
-    train: Optimisation
+    train: TrainSettings
     run: RunSettings
 
     @property
@@ -124,7 +139,7 @@ def build_recipe(tables: Mapping[str, Mapping[str, Any]]) -> Recipe:
         method=name,
         method_config=parse(method.Config, method_table, "method"),
         student=parse(StudentSettings, tables["student"], "student"),
-        train=parse(Optimisation, train, "train"),
+        train=parse(TrainSettings, train, "train"),
         run=parse(RunSettings, tables.get("run", {}), "run"),
     )
 

@@ -15,13 +15,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from kdcache.distributed.exchange import gather_rows
+from kdcache.distributed.collective import gather_equal, reduce_in_place
 from kdcache.distributed.group import world_size
 
 
@@ -83,7 +83,7 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     var, mean = torch.var_mean(wide, [d for d in range(x.ndim) if d != 1], correction=0)
     counts = mean.new_full([1], x.numel() // x.shape[1])
-    everyones = gather_rows(torch.cat([mean, var, counts])[None])
+    everyones = torch.stack(gather_equal(torch.cat([mean, var, counts])))
     means, variances, counts = torch.split(everyones, [len(mean), len(mean), 1], dim=1)
     count = counts.sum()
     share = counts / count
@@ -121,7 +121,7 @@ class _Normalise(Function):
         )
         # Through the moments: both sums over the whole batch, which is linear in normalised x.
         sums = torch.stack([to_weight, to_bias])
-        distributed.all_reduce(sums)
+        reduce_in_place(sums)
         slope, offset = sums / count * (weight * torch.rsqrt(var + ctx.eps))
         through = functional.batch_norm(x, mean, var, slope, offset, eps=ctx.eps)
         return fixed - through, to_weight, to_bias, None, None, None, None

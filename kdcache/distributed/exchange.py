@@ -1,19 +1,22 @@
 """What processes tell each other in a step: rows of a batch, gradients, and numbers for the log.
 
 One rule makes a run the same for any number of processes. A process's loss is the mean over its
-part of the batch, or, where it is of the whole batch, the same on all; gradients are averaged.
-What crosses processes on the way forward therefore sums its gradient on the way back.
+part of the batch, or, where it is of the whole batch, the same on all; it is weighted by the part's
+size (`group.Share`), and gradients are averaged. What crosses processes on the way forward
+therefore sums its gradient on the way back. Parts may differ in length.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
-from kdcache.distributed.group import rank, world_size
+from kdcache.distributed.collective import gather_equal, reduce_in_place
+from kdcache.distributed.group import everyones, rank, world_size
 from kdcache.shapes import Float, Shaped
 
 _BUCKET_BYTES = 64 << 20
@@ -23,12 +26,15 @@ _BUCKET_BYTES = 64 << 20
 @torch.no_grad()
 def gather_rows(rows: Shaped[Tensor, "B D"]) -> Shaped[Tensor, "_ D"]:
     """The rows of all processes in the order of the whole batch, without a gradient."""
-    if world_size() == 1:
-        return rows
-    rows = rows.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    distributed.all_gather(parts, rows)
-    return torch.cat(parts)
+    return rows if world_size() == 1 else torch.cat(_gather_parts(rows))
+
+
+def _gather_parts(rows: Tensor) -> list[Tensor]:
+    """The rows of each process; shorter parts travel filled up to the longest."""
+    lengths = everyones(len(rows))
+    padded = functional.pad(rows, (0, 0, 0, max(lengths) - len(rows)))
+    parts = gather_equal(padded)
+    return [part[:length] for part, length in zip(parts, lengths, strict=True)]
 
 
 def gather_rows_with_gradient(rows: Float[Tensor, "B D"]) -> Float[Tensor, "_ D"]:
@@ -45,14 +51,16 @@ def gather_rows_with_gradient(rows: Float[Tensor, "B D"]) -> Float[Tensor, "_ D"
 class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        return gather_rows(rows)
+        parts = _gather_parts(rows)
+        ctx.lengths = [len(part) for part in parts]
+        return torch.cat(parts)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.chunk(world_size())[rank()]
+        reduce_in_place(total)
+        return torch.split(total, ctx.lengths)[rank()]
 
 
 @torch.no_grad()
@@ -61,7 +69,7 @@ def mean_scalars(values: Float[Tensor, "*_"]) -> Float[Tensor, "*_"]:
     if world_size() == 1:
         return values
     total = values.clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(total)
+    reduce_in_place(total)
     return total / world_size()
 
 
@@ -82,7 +90,7 @@ def _mean_of_bucket(parameters: list[nn.Parameter]) -> None:
     has = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device)
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([part.reshape(-1) for part in [*parts, has]])
-    distributed.all_reduce(flat)
+    reduce_in_place(flat)
     sizes = [part.numel() for part in [*parts, has]]
     *parts, share_having = torch.split(flat / world_size(), sizes)
     for parameter, part, share in zip(parameters, parts, share_having, strict=True):

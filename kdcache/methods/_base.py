@@ -56,6 +56,9 @@ class Needs:
     """Whether that ranking has a column for the image's own target; for the diagnosis."""
     head: bool = False
     """Whether it works with the teacher's projection head itself."""
+    couples_batch: bool = False
+    """Whether the loss of an image depends on the others of its batch, other than by batch norm:
+    then a batch is neither cut into parts nor made of views of fewer images."""
     several: bool = False
     """Whether it can learn from several teachers at once."""
 

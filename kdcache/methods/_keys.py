@@ -24,7 +24,7 @@ class KeyQueue(nn.Module):
     def __init__(self, length: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(length, dim))
-        self._held: Tensor | None = None  # of the step under way
+        self._held: list[Tensor] = []  # of the step under way, one for each part of its batch
         self._num_keys = 0  # since the start; plain, so that no step waits for the device
 
     @property
@@ -33,18 +33,17 @@ class KeyQueue(nn.Module):
         return self.rows[: self._num_keys]
 
     def hold(self, keys: Float[Tensor, "B D"]) -> None:
-        """Set a step's keys aside: until its backward pass is over, the rows are in the graph."""
-        self._held = keys.detach()
+        """Set keys of a step aside: until its backward pass is over, the rows are in the graph."""
+        self._held.append(keys.detach())
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Let in what was held last, of all processes, in place of the oldest keys."""
-        assert self._held is not None
-        keys = gather_rows(self._held)[-len(self.rows) :]
+        """Let in what was held since, of all processes, in place of the oldest keys."""
+        keys = torch.cat([gather_rows(part) for part in self._held])[-len(self.rows) :]
         slots = torch.arange(self._num_keys, self._num_keys + len(keys), device=keys.device)
         self.rows[slots % len(self.rows)] = keys
         self._num_keys += len(keys)
-        self._held = None
+        self._held = []
 
     def get_extra_state(self) -> dict[str, int]:
         """What a checkpoint keeps besides the rows."""

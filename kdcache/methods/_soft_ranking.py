@@ -75,13 +75,11 @@ def attend_to(
         chunk = slice(start, start + _CHUNK)
         logits = (query @ keys[chunk].T).div_(temperature)
         hidden = _hidden(own, start, logits.shape[1])
-        if hidden is not None:
-            logits[hidden] = -torch.inf
+        _lower(logits, hidden, -torch.inf)
         new_top = torch.maximum(top, logits.amax(1))
         shrink = (top - new_top).exp()
         weights = logits.sub_(new_top[:, None]).clamp_(min=_SMALLEST_EXPONENT).exp_()
-        if hidden is not None:
-            weights[hidden] = 0.0
+        _lower(weights, hidden, 0.0)
         total = total * shrink + weights.sum(1)
         means = [
             torch.addmm(mean * shrink[:, None], weights, table[chunk])
@@ -152,8 +150,20 @@ class _LogSumExp(torch.autograd.Function):
 
 
 def _hidden(own: Tensor | None, start: int, count: int) -> tuple[Tensor, Tensor] | None:
-    """Index of the (row, column) pairs of a chunk that `own` leaves out; None if there are none."""
+    """For each of a row's slots to leave out: its column in a chunk, and whether it is there.
+
+    Of fixed shape, so that no GPU is waited for: a list of those that are there would be counted.
+    """
     if own is None:
         return None
-    row, slot = torch.nonzero((own >= start) & (own < start + count), as_tuple=True)
-    return (row, own[row, slot] - start) if len(row) else None
+    column = own - start
+    return column.clamp(0, count - 1), (column >= 0) & (column < count)
+
+
+def _lower(table: Tensor, hidden: tuple[Tensor, Tensor] | None, value: float) -> None:
+    """Put `value`, at most what stands there, at the hidden places of a table, in place."""
+    if hidden is None:
+        return
+    column, there = hidden
+    wanted = torch.full_like(column, torch.inf, dtype=table.dtype).masked_fill_(there, value)
+    table.scatter_reduce_(1, column, wanted, "amin")

@@ -50,7 +50,7 @@ class Coss(Method):
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """The teacher's feature of one view of each image and of its neighbours."""
-        return Needs(target="feature", neighbours=config.neighbours)
+        return Needs(target="feature", neighbours=config.neighbours, couples_batch=True)
 
     def forward(self, student: nn.Module, batch: Batch) -> Loss:
         """-mean of the rows' cosines - lambda mean of the dimensions': from -1 - lambda up.

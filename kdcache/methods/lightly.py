@@ -66,6 +66,7 @@ class Lightly(Method):
             negatives=config.queue,
             mask_own=config.mask_own,
             temperatures=(config.temperature, config.temperature),
+            couples_batch=True,
         )
 
     def forward(self, student: nn.Module, batch: Batch) -> Loss:

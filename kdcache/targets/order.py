@@ -3,6 +3,13 @@
 The stream of samples is the epochs' permutations one after the other, each cut to whole batches.
 Position n of it says which image is shown as the n-th sample, for any number of processes or
 workers; what a queue holds at any moment is a window of the same stream.
+
+With `repeats` above one, so many epochs make a turn: one permutation, in which each image stands as
+often in a row, in the views of those epochs one after the other. A turn shows the same images in
+the same views as its epochs would, and an image is decoded once for all of them.
+
+*Source* of repeats: Hoffer et al., Augment Your Batch, CVPR 2020, arXiv:1901.09335; to decode once
+for several crops: Shen and Xing, FKD, ECCV 2022, arXiv:2112.01528.
 """
 
 import functools
@@ -69,6 +76,8 @@ class SampleStream:
     num_samples: int
     batch_size: int
     seed: int
+    repeats: int = 1
+    """Times that an image stands in the stream in a row; it divides the batch."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,23 +89,35 @@ class SampleStream:
         """Samples shown in an epoch."""
         return self.steps_per_epoch * self.batch_size
 
+    def turn(self, step: int) -> int:
+        """The turn that a step lies in: an epoch, or `repeats` of them."""
+        return step // (self.steps_per_epoch * self.repeats)
+
+    def epochs(self, step: int) -> range:
+        """The epochs whose views each image of a step is shown in."""
+        first = self.turn(step) * self.repeats
+        return range(first, first + self.repeats)
+
     def batch(self, step: int) -> Int64[np.ndarray, " B"]:
-        """The samples of the global optimiser step `step` (from 0)."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        start = within * self.batch_size
-        return self._epoch(epoch)[start : start + self.batch_size]
+        """The images of the global optimiser step `step` (from 0), each once."""
+        turn, within = divmod(step, self.steps_per_epoch * self.repeats)
+        count = self.batch_size // self.repeats
+        return self._shown(turn)[within * count : (within + 1) * count]
 
     def window(
         self, start: int, stop: int
     ) -> tuple[Int64[np.ndarray, " K"], Int64[np.ndarray, " K"]]:
         """Samples and their epochs at stream positions `start` to `stop`; both may be negative."""
         samples, epochs = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        length = self.epoch_length * self.repeats
         while start < stop:
-            epoch, within = divmod(start, self.epoch_length)
-            part = self._epoch(epoch)[within : within + stop - start]
-            samples.append(part)
-            epochs.append(np.full(len(part), epoch, np.int64))
-            start += len(part)
+            turn, within = divmod(start, length)
+            place, again = np.divmod(
+                np.arange(within, min(within + stop - start, length)), self.repeats
+            )
+            samples.append(self._shown(turn)[place])
+            epochs.append(turn * self.repeats + again)
+            start += len(place)
         return np.concatenate(samples), np.concatenate(epochs)
 
     def positions(
@@ -106,22 +127,23 @@ class SampleStream:
 
         -1 stands for an epoch in which the sample is not shown within the window.
         """
-        first, last = start // self.epoch_length, (stop - 1) // self.epoch_length
+        length = self.epoch_length * self.repeats
         columns = []
-        for epoch in range(first, last + 1):
-            at = self._ranks(epoch)[samples]
-            position = epoch * self.epoch_length + at
-            there = (at < self.epoch_length) & (position >= start) & (position < stop)
-            # Positions may be negative themselves, so they are counted from the window's start.
-            columns.append(np.where(there, position - start, -1))
+        for turn in range(start // length, (stop - 1) // length + 1):
+            at = self._ranks(turn)[samples]
+            for again in range(self.repeats):
+                position = turn * length + at * self.repeats + again
+                there = (at < self.epoch_length) & (position >= start) & (position < stop)
+                # Positions may be negative themselves: they are counted from the window's start.
+                columns.append(np.where(there, position - start, -1))
         return np.stack(columns, axis=1)
 
-    def _epoch(self, epoch: int) -> Int64[np.ndarray, " L"]:
-        order = _permutation(self.num_samples, self.seed, epoch)
+    def _shown(self, turn: int) -> Int64[np.ndarray, " L"]:
+        order = _permutation(self.num_samples, self.seed, turn)
         return order[: self.epoch_length]
 
-    def _ranks(self, epoch: int) -> Int64[np.ndarray, " N"]:
-        return _inverse(self.num_samples, self.seed, epoch)
+    def _ranks(self, turn: int) -> Int64[np.ndarray, " N"]:
+        return _inverse(self.num_samples, self.seed, turn)
 
 
 @functools.lru_cache(maxsize=4)

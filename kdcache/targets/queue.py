@@ -88,7 +88,9 @@ class StreamQueue:
         return np.arange(max(since, self.position - self.length), self.position) % self.length
 
     def _slots(self, start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.arange(start, stop) % self.length).to(self._ring.device)
+        return torch.from_numpy(np.arange(start, stop) % self.length).to(
+            self._ring.device, non_blocking=True
+        )
 
 
 class AllSamples:

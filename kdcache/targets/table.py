@@ -66,7 +66,7 @@ class TargetTable:
     def take(self, samples: Int64[np.ndarray, " B"], view: int) -> Float[Tensor, "B D"]:
         """Targets of `samples` for one view, float32 on the device: as the teacher gave them, or
         centred."""
-        index = torch.from_numpy(samples).to(self.device)
+        index = torch.from_numpy(samples).to(self.device, non_blocking=True)
         return centered(self._slab(view).take(index), self.mean)
 
     def expect(self, view: int) -> None:

@@ -5,11 +5,14 @@ A checkpoint holds no queue of teacher targets and no loader state: both follow 
 
 import io
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdcache.errors import TrainingError
 from kdcache.files import atomic_file
@@ -17,6 +20,26 @@ from kdcache.methods import Method
 from kdcache.networks import Backbone
 
 CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Random:
+    """The state of torch's generators on the CPU and, where the student is on one, on the GPU."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> "Random":
+        """As they are."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(torch.get_rng_state(), cuda)
+
+    def restore(self, device: torch.device) -> None:
+        """Go on from here."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(self.cuda, device)
 
 
 @dataclass
@@ -27,20 +50,21 @@ class State:
     method: Method
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    random: Random
+    """Of the run's own generators, so that no other run beside it takes numbers from them."""
     step: int = 0
     """Optimiser steps taken."""
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values only, so that it loads with `weights_only=True`."""
-        device = self.device
         return {
             "step": self.step,
             "student": self.student.state_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            "random": self.random.cpu,
+            "random_cuda": self.random.cuda,
         }
 
     def load(self, kept: dict[str, Any]) -> None:
@@ -49,10 +73,17 @@ class State:
         self.method.load_state_dict(kept["method"])
         self.optimizer.load_state_dict(kept["optimizer"])
         self.scaler.load_state_dict(kept["scaler"])
-        torch.set_rng_state(kept["random"])
-        if kept["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(kept["random_cuda"], self.device)
+        # A run that was begun without a GPU goes on with the GPU's generator as it is.
+        cuda = self.random.cuda if kept["random_cuda"] is None else kept["random_cuda"]
+        self.random = Random(kept["random"], cuda)
         self.step = kept["step"]
+
+    @contextmanager
+    def own_random(self) -> Iterator[None]:
+        """Torch's generators go on, inside, from where this run left them."""
+        self.random.restore(self.device)
+        yield
+        self.random = Random.now(self.device)
 
     @property
     def device(self) -> torch.device:

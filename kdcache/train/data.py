@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.distributed import Share, share_of
 from kdcache.errors import DataError
 from kdcache.images import ImageSet, index_images
 from kdcache.progress import Progress, silent
@@ -105,22 +106,27 @@ class Plan:
     """The samples next to each sample, for a method that shows neighbours too; -1 pads."""
     num_neighbours: int = 0
     """Neighbours beside each sample."""
+    accumulate: int = 1
+    """Equal parts of a batch that are looked at one after the other; all processes share each."""
     rank: int = 0
-    """Which of `world_size` equal parts of each batch this process has."""
+    """Which of `world_size` shares of each part this process has."""
     world_size: int = 1
 
-    def epoch(self, step: int) -> int:
-        """The epoch that a step lies in."""
-        return step // self.stream.steps_per_epoch
+    @property
+    def share(self) -> Share:
+        """This process's share of the images of a part."""
+        count = self.stream.batch_size // self.stream.repeats // self.accumulate
+        return share_of(count, self.rank, self.world_size)
 
     def views(self, step: int) -> list[int]:
-        """The views of each sample."""
-        return self.schedule.views(self.epoch(step))
+        """The views of each image: those of the step's epoch, or of its epochs in turn."""
+        return [v for epoch in self.stream.epochs(step) for v in self.schedule.views(epoch)]
 
     def samples(self, step: int) -> list[Int64[np.ndarray, " B"]]:
-        """This process's part of the batch, then the first neighbour of each, and so on."""
-        count = self.stream.batch_size // self.world_size
-        batch = self.stream.batch(step)[self.rank * count : (self.rank + 1) * count]
+        """This process's images of the batch, part by part; then the first neighbour of each, and
+        so on."""
+        parts = self.stream.batch(step).reshape(self.accumulate, -1)
+        batch = parts[:, self.share.rows].reshape(-1)
         if self.graph is None:
             return [batch]
         near = pick_neighbours(
@@ -128,7 +134,7 @@ class Plan:
             batch,
             count=self.num_neighbours,
             seed=self.stream.seed,
-            epoch=self.epoch(step),
+            epoch=self.stream.turn(step),
         )
         return [batch, *near.T]
 
@@ -136,7 +142,8 @@ class Plan:
 class StepPixels(NamedTuple):
     """The views of a step, one tensor a view; a named tuple, so that torch can pin what is in it.
 
-    First those of the batch itself, then those of the first neighbours, and so on.
+    First those of the batch itself, then those of the first neighbours, and so on; each of them
+    epoch by epoch.
     """
 
     student: list[UInt8[Tensor, "B _ _ 3"]]
@@ -154,7 +161,7 @@ class StepImages:
     rows: Int64[np.ndarray, " N"]
     """The row of each sample in the makers' images."""
     rendered: int
-    """How many of the views the student looks at, from the first."""
+    """How many of an epoch's views the student looks at, from the first."""
     teacher_maker: ViewMaker | None = None
     """Renders for a live teacher."""
 
@@ -166,10 +173,12 @@ class StepImages:
         """
         views = np.array(self.plan.views(step))
         samples = self.plan.samples(step)
-        student = self._render(self.maker, samples, views[: self.rendered])
+        per_epoch = self.plan.schedule.per_step
+        looked_at = views.reshape(-1, per_epoch)[:, : self.rendered].reshape(-1)
+        student = self._render(self.maker, samples, looked_at)
         if self.teacher_maker is None:
             return StepPixels(student, [])
-        if self.teacher_maker.size == self.maker.size and self.rendered == len(views):
+        if self.teacher_maker.size == self.maker.size and self.rendered == per_epoch:
             return StepPixels(student, student)
         return StepPixels(student, self._render(self.teacher_maker, samples, views))
 

@@ -96,7 +96,12 @@ def lesson_from(
     maker = _maker(first, recipe.student.image_size, images, tell, bar)
     targets = [
         TargetTable(
-            cache, needs.target, its_rows, device=device, keep=needs.views, center=needs.center
+            cache,
+            needs.target,
+            its_rows,
+            device=device,
+            keep=needs.views * recipe.train.repeats,
+            center=needs.center,
         )
         for cache, its_rows in zip(caches, rows, strict=True)
     ]
@@ -170,12 +175,13 @@ def _plan(
     schedule: ViewSchedule,
     graph: Int64[np.ndarray, "N K"] | None = None,
 ) -> Plan:
-    stream = SampleStream(num_samples, recipe.train.batch_size, recipe.run.seed)
+    train = recipe.train
     return Plan(
-        stream,
+        SampleStream(num_samples, train.batch_size, recipe.run.seed, train.repeats),
         schedule,
         graph,
         recipe.needs.neighbours,
+        train.accumulate,
         distributed.rank(),
         distributed.world_size(),
     )

@@ -54,13 +54,39 @@ def check_numbers(recipe: Recipe, num_images: int) -> None:
             f"a batch of {batch} is larger than the {num_images:,} images",
             hint=f"--set train.batch_size={_power_of_two_below(num_images)}",
         )
-    world = distributed.world_size()
-    if batch % world:
-        raise ConfigError(
-            f"a batch of {batch} cannot be dealt to {world} processes",
-            hint=f"--set train.batch_size={max(batch // world, 1) * world}",
-        )
+    _check_parts(recipe)
     _check_queue(needs, num_images)
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse a batch that cannot be made up as the recipe says, or dealt to the processes."""
+    train = recipe.train
+    if recipe.needs.couples_batch and train.repeats * train.accumulate > 1:
+        name = "repeats" if train.repeats > 1 else "accumulate"
+        raise ConfigError(
+            f"`train.{name}` is {getattr(train, name)}, but the loss of `{recipe.method}` couples "
+            "the images of a batch: it would be another one",
+            hint=f"--set train.{name}=1",
+        )
+    if train.epochs % train.repeats:
+        raise ConfigError(
+            f"`train.repeats` is {train.repeats}, which does not divide {train.epochs} epochs: "
+            "some images would be shown more often than others",
+            hint=f"--set train.epochs={_multiple_above(train.epochs, train.repeats)}",
+        )
+    smallest = train.repeats * train.accumulate
+    if train.batch_size % smallest:
+        raise ConfigError(
+            f"a batch of {train.batch_size} cannot be made of {train.accumulate} parts of images "
+            f"that are shown {train.repeats} times each",
+            hint=f"--set train.batch_size={_multiple_above(train.batch_size, smallest)}",
+        )
+    world = distributed.world_size()
+    if train.batch_size < smallest * world:
+        raise ConfigError(
+            f"{train.batch_size // smallest} images cannot be dealt to {world} processes",
+            hint=f"--set train.batch_size={smallest * world}, or start fewer processes",
+        )
 
 
 def _check_queue(needs: Needs, num_images: int) -> None:
@@ -131,24 +157,27 @@ def _check_targets(recipe: Recipe, cache: Cache) -> None:
 
 
 def _check_num_views(recipe: Recipe, cache: Cache) -> None:
-    needs, wanted = recipe.needs, recipe.run.views
-    if max(needs.views, wanted) > cache.num_views:
+    wanted, repeats = recipe.run.views, recipe.train.repeats
+    shown = recipe.needs.views * repeats
+    shows = f"`{recipe.method}` shows {shown} views of an image in a step"
+    if repeats > 1:
+        shows += f" (`train.repeats` is {repeats})"
+    if max(shown, wanted) > cache.num_views:
         raise CacheMismatch(
-            f"`{recipe.method}` shows {needs.views} views of an image in a step"
+            shows
             + (f" and `run.views` is {wanted}" if wanted else "")
             + f", but `{cache.path}` holds {cache.num_views}",
             hint=_more(
                 cache,
                 tuple(cache.arrays),
-                max(needs.views, wanted),
-                f"extract again with `--views {max(needs.views, wanted)}` or more",
+                max(shown, wanted),
+                f"extract again with `--views {max(shown, wanted)}` or more",
             ),
         )
-    if 0 < wanted < needs.views:
+    if 0 < wanted < shown:
         raise ConfigError(
-            f"`{recipe.method}` shows {needs.views} views of an image in a step, but `run.views` "
-            f"is {wanted}",
-            hint=f"--set run.views={needs.views}, or more",
+            f"{shows}, but `run.views` is {wanted}",
+            hint=f"--set run.views={shown}, or more",
         )
 
 
@@ -241,6 +270,10 @@ def _more(cache: Cache, arrays: tuple[str, ...], num_views: int, otherwise: str)
     if copy is None or num_views > manifest.num_views or not has:
         return otherwise
     return cache.pull_hint(Selection(arrays, num_views, copy.selection.rows))
+
+
+def _multiple_above(number: int, factor: int) -> int:
+    return -(-number // factor) * factor
 
 
 def _power_of_two_below(number: int) -> int:

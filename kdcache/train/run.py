@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,25 @@ import torch
 
 from kdcache import distributed
 from kdcache.derive import diagnose
-from kdcache.errors import ConfigError
+from kdcache.errors import ConfigError, TrainingError
 from kdcache.extract import teacher_of
 from kdcache.files import canonical_json, exclusive, leaves, put_if_absent
 from kdcache.images import ImageSet
 from kdcache.methods import Method
 from kdcache.progress import Bar, Tell, silent_bar
-from kdcache.recipe import Recipe, settle_precision
+from kdcache.recipe import Recipe, build_recipe, settle_precision
 from kdcache.shapes import Int64
 from kdcache.store import Cache
 from kdcache.students import STUDENT_FILE, build_student, save_student
 from kdcache.targets import Queue
 from kdcache.teachers import Teacher
-from kdcache.train.checkpoint import State, load_checkpoint
+from kdcache.train.checkpoint import Random, State, load_checkpoint
 from kdcache.train.data import RowImages
 from kdcache.train.lesson import Lesson, lesson_alone, lesson_from, views_of
 from kdcache.train.log import read_metrics
-from kdcache.train.loop import Watch, build_queues, train
+from kdcache.train.loop import Learner, Watch, open_learner, train
 from kdcache.train.needs import check_caches, check_num_views, check_numbers
+from kdcache.train.sharing import refuse_unlike
 from kdcache.versions import library_versions
 from kdcache.views import check_witnesses, other_releases, witnesses_from_arrays
 
@@ -47,15 +48,30 @@ class Online:
 
 
 @dataclass(frozen=True)
+class Job:
+    """A run to begin or to go on with."""
+
+    recipe: Recipe
+    run: Path
+    caches: Sequence[Cache] = ()
+    """What each teacher said of the images; none for a method without a teacher."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a run ended."""
 
-    finished: bool
-    """False if a signal stopped it; the same command goes on."""
+    stopped_by: int
+    """The number of the signal that stopped it; the same command goes on. 0: it is finished."""
     student: Path | None
     """The trained student, when finished."""
     last: dict[str, Any]
     """The last record of the loss."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last epoch is done."""
+        return self.stopped_by == 0
 
 
 def run_training(
@@ -86,15 +102,79 @@ def run_training(
         DataError: images are missing or have changed.
         TrainingError: the loss is not finite, or the checkpoint cannot be read.
     """
-    recipe = settle_precision(recipe, device)
+    (outcome,) = run_together(
+        [Job(recipe, run, caches)], images,
+        online=online, watch=watch, device=device, workers=workers, bar=bar, tell=tell,
+    )  # fmt: skip
+    return outcome
+
+
+def run_together(
+    jobs: Sequence[Job],
+    images: ImageSet,
+    *,
+    online: Online | None = None,
+    watch: Watch | None = None,
+    device: torch.device,
+    workers: int,
+    bar: Bar,
+    tell: Tell,
+) -> list[Outcome]:
+    """Train several students side by side on views that are rendered once.
+
+    Each is what `run_training` alone would make of it, and so are its checkpoints and losses; of
+    its metrics only `images_per_s` differs.
+
+    Raises:
+        ConfigError: as of `run_training`, or the runs do not show the same images.
+        CacheMismatch, TeacherError, DataError, TrainingError: as of `run_training`.
+    """
     if not distributed.is_first():
         bar, tell = silent_bar, _nobody
+    jobs = [replace(job, recipe=settle_precision(job.recipe, device)) for job in jobs]
+    prepared = [_prepare(job, images, online, device, tell, bar) for job in jobs]
+    refuse_unlike([job.recipe for job in jobs], [lesson for lesson, _ in prepared])
+    with ExitStack() as stack:
+        learners = []
+        for job, (lesson, source) in zip(jobs, prepared, strict=True):
+            stack.enter_context(_claimed(job.run, job.recipe, source, job.caches))
+            learners.append(stack.enter_context(_learner(job, lesson, device, tell)))
+        stream = learners[0].lesson.stream
+        total = jobs[0].recipe.train.epochs * stream.epoch_length
+        done = min(learner.state.step for learner in learners) * stream.batch_size
+        title = f"train {', '.join(job.recipe.method for job in jobs)}"
+        with bar(title, total=total, unit="images", done=done) as progress:
+            stopped_by = train(
+                learners, device=device, workers=workers, watch=watch, progress=progress
+            )
+        return [_outcome(learner, stopped_by) for learner in learners]
+
+
+def _outcome(learner: Learner, stopped_by: int) -> Outcome:
+    """How a run ended, whose student is kept if it is finished."""
+    student = None if stopped_by else learner.run / STUDENT_FILE
+    if student is not None and distributed.is_first():
+        save_student(student, learner.state.student, {"method": learner.recipe.method})
+    records = [record for record in read_metrics(learner.run) if "loss" in record]
+    return Outcome(stopped_by, student, records[-1] if records else {})
+
+
+def _prepare(
+    job: Job,
+    images: ImageSet,
+    online: Online | None,
+    device: torch.device,
+    tell: Tell,
+    bar: Bar,
+) -> tuple[Lesson, dict[str, Any]]:
+    """What a run shows, all checks passed, and what of it is part of the experiment."""
+    recipe, caches = job.recipe, job.caches
     check_caches(recipe, caches, online=online is not None)
     source: dict[str, Any]
     if caches:
         live = _live_teacher(caches[0], online)
         # A copy of a part may hold more views by now than when the run was begun.
-        views = _views_begun_with(run) or views_of(caches, recipe)
+        views = _views_begun_with(job.run) or views_of(caches, recipe)
         check_num_views(views, caches)
         lesson = lesson_from(
             caches, recipe, images,
@@ -111,23 +191,23 @@ def run_training(
     check_numbers(recipe, lesson.stream.num_samples)
     for cache, rows in zip(caches, lesson.rows, strict=True):
         _check_pixels(cache, rows, lesson, tell)
-    with _claimed(run, recipe, source, caches):
-        state = _build_state(recipe, lesson, device)
-        load_checkpoint(run, state)
-        queues = build_queues(recipe, lesson, state.step)
-        _tell_diagnosis(recipe, lesson, queues, tell)
-        total = recipe.train.epochs * lesson.stream.epoch_length
-        done = state.step * lesson.stream.batch_size
-        with bar(f"train {recipe.method}", total=total, unit="images", done=done) as progress:
-            finished = train(
-                recipe, lesson, state, queues, run,
-                device=device, workers=workers, watch=watch, progress=progress,
-            )  # fmt: skip
-        student = run / STUDENT_FILE if finished else None
-        if student is not None and distributed.is_first():
-            save_student(student, state.student, {"method": recipe.method})
-        records = [record for record in read_metrics(run) if "loss" in record]
-    return Outcome(finished, student, records[-1] if records else {})
+    return lesson, source
+
+
+@contextmanager
+def _learner(job: Job, lesson: Lesson, device: torch.device, tell: Tell) -> Iterator[Learner]:
+    """The student of a run as it stands."""
+    state = _build_state(job.recipe, lesson, device)
+    load_checkpoint(job.run, state)
+    steps = distributed.everyones(state.step)
+    if len(set(steps)) > 1:
+        raise TrainingError(
+            f"the processes found `{job.run}` at different steps: {steps}",
+            hint="put --out on a disk that all machines share",
+        )
+    with open_learner(job.recipe, lesson, state, job.run) as learner:
+        _tell_diagnosis(job.recipe, lesson, learner.queues, tell)
+        yield learner
 
 
 def _nobody(_: str) -> None:
@@ -224,6 +304,8 @@ def _claim(run: Path, recipe: Recipe, source: dict[str, Any], caches: Sequence[C
     if put_if_absent(path, record):
         return
     kept = {"views": experiment.get("views"), **json.loads(path.read_bytes())}
+    # Settings that are younger than the run stood at their defaults.
+    kept["recipe"] = build_recipe(kept["recipe"]).to_dict()
     if _all_descend(kept.get("caches"), [cache.lineage for cache in caches]):
         experiment["caches"] = kept["caches"]
     there = dict(leaves({key: kept.get(key) for key in experiment}))
@@ -287,4 +369,6 @@ def _build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:
         weight_decay=settings.weight_decay,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.run.precision == "fp16")
-    return State(student, method, optimizer, scaler)
+    if recipe.run.compile:
+        student.compile(dynamic=False)
+    return State(student, method, optimizer, scaler, Random.now(device))

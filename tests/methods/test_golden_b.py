@@ -504,11 +504,21 @@ def test_heads_are_of_the_papers_size_for_a_resnet18():
         (
             "lightly",
             {"queue": 9, "temperature": 0.1, "mask_own": False},
-            Needs("feature", negatives=9, mask_own=False, temperatures=(0.1, 0.1)),
+            Needs(
+                "feature",
+                negatives=9,
+                mask_own=False,
+                temperatures=(0.1, 0.1),
+                couples_batch=True,
+            ),
         ),
-        ("lightly", {"queue": "all"}, Needs("feature", negatives="all", temperatures=(0.07, 0.07))),
+        (
+            "lightly",
+            {"queue": "all"},
+            Needs("feature", negatives="all", temperatures=(0.07, 0.07), couples_batch=True),
+        ),
         ("compress", {"queue": 9}, Needs("feature", own_keys=9)),
-        ("coss", {"neighbours": 2}, Needs("feature", neighbours=2)),
+        ("coss", {"neighbours": 2}, Needs("feature", neighbours=2, couples_batch=True)),
         ("vkd", {}, Needs("feature")),
     ],
 )

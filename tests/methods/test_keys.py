@@ -32,11 +32,11 @@ def test_last_keys_are_held_whatever_batch_and_length(length):
         assert held_by(queue) == list(range(so_far))[-length:]
 
 
-def test_keys_wait_until_the_step_is_over_and_the_last_held_count():
+def test_keys_of_all_parts_of_a_batch_wait_until_the_step_is_over():
     queue = KeyQueue(8, 2)
     push(queue, keys_from(0, 4))
-    queue.hold(keys_from(50, 4))
-    queue.hold(keys_from(4, 2).requires_grad_())
+    queue.hold(keys_from(4, 1))
+    queue.hold(keys_from(5, 1).requires_grad_())
     assert held_by(queue) == [0, 1, 2, 3]
     queue.advance()
     assert held_by(queue) == [0, 1, 2, 3, 4, 5]

@@ -13,8 +13,8 @@ from kdcache.progress import silent_bar
 from kdcache.store import open_cache
 from kdcache.targets import pick_neighbours
 from kdcache.train import Online, read_metrics
+from kdcache.train.batches import batches, build_queues
 from kdcache.train.lesson import lesson_from
-from kdcache.train.loop import _batch, build_queues
 
 
 def losses(folder):
@@ -29,7 +29,8 @@ def lesson_of(recipe, data, *caches, **options):
 
 def first_batch(recipe, lesson):
     queues = build_queues(recipe, lesson, 0)
-    return _batch(recipe, lesson, queues, None, lesson.images[0], 0, CPU)
+    (batch,) = batches(recipe, lesson, queues, None, lesson.images[0], 0, CPU)
+    return batch
 
 
 @pytest.fixture(scope="module")

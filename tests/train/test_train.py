@@ -290,10 +290,10 @@ def test_batch_that_the_processes_cannot_share_is_refused(
 ):
     from kdcache import distributed
 
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(ConfigError, match="a batch of 8 cannot be dealt to 3") as caught:
+    monkeypatch.setattr(distributed, "world_size", lambda: 9)
+    with pytest.raises(ConfigError, match="8 images cannot be dealt to 9") as caught:
         run(recipe_for(), tiny_images, tmp_path / "run", cache_path)
-    assert caught.value.hint == "--set train.batch_size=6"
+    assert caught.value.hint == "--set train.batch_size=9, or start fewer processes"
 
 
 def test_unmasked_queue_of_more_than_half_of_the_images_is_refused(
