@@ -1,4 +1,4 @@
-"""What the benchmarks beside this file write down alike: where and when, medians and quartiles."""
+"""What the benchmarks beside this file share: what they write down, and a cache of noise."""
 
 import os
 import platform
@@ -6,6 +6,13 @@ import statistics
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import skimage
+from PIL import Image, ImageOps
+
+from kdcache.demo.patches import PHOTOGRAPHS
+from kdcache.store import ArraySpec, RowIndex, create_cache
 
 
 def describe_machine(**more: Any) -> dict[str, Any]:
@@ -31,3 +38,55 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor()
+
+
+def photographs(folder: Path, count: int) -> Path:
+    """JPEGs of the commonest size of ImageNet's (500 x 375, quality 90), cut from the photographs
+    in scikit-image's wheel, each from another place of its photograph."""
+    source = Path(skimage.__file__).parent / "data"
+    folder.mkdir(parents=True)
+    for number in range(count):
+        name = PHOTOGRAPHS[number % len(PHOTOGRAPHS)]
+        place = (number * 0.37 % 1, number * 0.61 % 1)
+        photograph = Image.open(source / name).convert("RGB")
+        cut = ImageOps.fit(photograph, (500, 375), bleed=0.05, centering=place)
+        cut.save(folder / f"{number:04}.jpg", quality=90)
+    return folder
+
+
+def random_cache(
+    path: Path, *, num_rows: int, num_views: int, dim: int, array: str = "embedding"
+) -> None:
+    """A cache of one float16 array drawn at random."""
+    rng = np.random.default_rng(0)
+    index = RowIndex(
+        image_ids=rng.integers(0, 256, (num_rows, 16), np.uint8),
+        labels=np.zeros(num_rows, np.int32),
+        classes=("all",),
+        paths=[f"{row:09}.jpg" for row in range(num_rows)],
+    )
+    recipe = {"arrays": {array: {"dim": dim, "dtype": "float16"}}}
+    writer = create_cache(
+        path,
+        recipe=recipe,
+        arrays=[ArraySpec(array, dim)],
+        num_views=num_views,
+        index=index,
+        made_with={"numpy": np.__version__},
+    )
+    for piece in writer.missing():
+        shape = (len(writer.piece_rows(piece)), num_views, dim)
+        values = rng.standard_normal(shape, np.float32)
+        writer.put_piece(piece, {array: values}, {}, {})
+    writer.seal()
+
+
+def forget(files: list[Path]) -> None:
+    """Drop files from the page cache."""
+    for path in files:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(handle)

@@ -11,7 +11,6 @@ forget the files (POSIX_FADV_DONTNEED), which a device with a cache of its own m
 
 import argparse
 import json
-import os
 import shutil
 import threading
 import time
@@ -21,40 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import describe_machine, processor, spread
+from record import describe_machine, forget, processor, random_cache, spread
 
-from kdcache.store import ArraySpec, RowIndex, create_cache, open_cache
+from kdcache.store import open_cache
 from kdcache.verify import verify_cache
 from kdcache.verify.check import THREADS
 from kdcache.verify.read import BUFFER_BYTES
 
 DIM = 128
-
-
-def make_cache(path: Path, num_bytes: int, num_views: int) -> None:
-    """A cache of float16 embeddings of so many bytes, drawn at random."""
-    num_rows = num_bytes // (2 * DIM * num_views)
-    rng = np.random.default_rng(0)
-    index = RowIndex(
-        image_ids=rng.integers(0, 256, (num_rows, 16), np.uint8),
-        labels=np.zeros(num_rows, np.int32),
-        classes=("all",),
-        paths=[f"{row:09}.jpg" for row in range(num_rows)],
-    )
-    recipe = {"arrays": {"embedding": {"dim": DIM, "dtype": "float16"}}}
-    writer = create_cache(
-        path,
-        recipe=recipe,
-        arrays=[ArraySpec("embedding", DIM)],
-        num_views=num_views,
-        index=index,
-        made_with={"numpy": np.__version__},
-    )
-    for piece in writer.missing():
-        shape = (len(writer.piece_rows(piece)), num_views, DIM)
-        values = rng.standard_normal(shape, np.float32)
-        writer.put_piece(piece, {"embedding": values}, {}, {})
-    writer.seal()
 
 
 def read_all(files: list[Path]) -> None:
@@ -70,17 +43,6 @@ def read_all(files: list[Path]) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(read, files))
-
-
-def forget(files: list[Path]) -> None:
-    """Drop files from the page cache."""
-    for path in files:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(handle)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -163,7 +125,8 @@ def main() -> None:
     args = parser.parse_args()
     path = args.folder / "benchmark-verify"
     try:
-        make_cache(path, args.megabytes << 20, args.views)
+        num_rows = (args.megabytes << 20) // (2 * DIM * args.views)
+        random_cache(path, num_rows=num_rows, num_views=args.views, dim=DIM)
         result = measure(path, args.rounds)
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,9 +1,13 @@
 """`kdcache extract`: run the teacher once."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from kdcache.errors import ConfigError
 
 from ._options import (
     DataOption,
@@ -13,6 +17,11 @@ from ._options import (
     num_workers,
     open_device,
 )
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from kdcache.extract import Cluster
 
 
 def extract(
@@ -63,33 +72,72 @@ def extract(
     offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="local; ray: the cluster that this machine is part of, or else all of its GPUs or "
+            "cores; ray://HOST:10001."
+        ),
+    ] = "local",
 ) -> None:
     """Show a frozen teacher every view of every image, and keep what it says.
 
-    Run the same command again after any interruption: it goes on where it stopped.
+    Run the same command again after any interruption: it goes on where it stopped. Several of them
+    at once, under torchrun, in a SLURM array or by hand, share the work out.
     """
+    from kdcache import distributed
     from kdcache.extract import run_extraction
     from kdcache.images import open_images
-    from kdcache.progress import progress_bar
+    from kdcache.progress import progress_bar, silent_bar
     from kdcache.teachers import load_teacher
 
+    tells = os.environ.get("RANK", "0") == "0"  # torchrun shows the words of all on one terminal
+    bar = progress_bar if tells else silent_bar
     images = open_images(data)  # a mistyped folder is told before a teacher is downloaded
-    outcome = run_extraction(
-        images,
-        load_teacher(teacher, weights=weights, image_size=image_size, bar=progress_bar),
-        out,
-        num_views=views,
-        policy=policy,
-        seed=seed,
-        arrays=tuple(arrays.split(",")) if arrays else None,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
-        skip_unreadable=skip_unreadable,
-        device=open_device(device),
-        workers=num_workers(workers),
-        bar=progress_bar,
-    )
+    with _cluster(on, weights, device, workers) as cluster:
+        place = open_device(device) if cluster is None else cluster.device
+        outcome = run_extraction(
+            images,
+            load_teacher(teacher, weights=weights, image_size=image_size, bar=bar),
+            out,
+            num_views=views,
+            policy=policy,
+            seed=seed,
+            arrays=tuple(arrays.split(",")) if arrays else None,
+            dtype=dtype,
+            precision=precision,
+            batch_size=batch_size,
+            skip_unreadable=skip_unreadable,
+            device=distributed.local_device(place) if cluster is None else place,
+            workers=_num_workers(workers),
+            bar=bar,
+            cluster=cluster,
+        )
     for line in outcome.lines():
         typer.echo(line, err=True)
-    typer.echo(outcome.identity)
+    if tells:
+        typer.echo(outcome.identity)
+
+
+def _cluster(
+    on: str, weights: Path | None, device: str | None, workers: int | None
+) -> "AbstractContextManager[Cluster | None]":
+    from kdcache.extract import join_ray
+
+    if on == "local":
+        return nullcontext()
+    if on != "ray" and not on.startswith("ray://"):
+        raise ConfigError(f"`--on {on}` is unknown", hint="local, ray or ray://HOST:10001")
+    if "RANK" in os.environ:
+        raise ConfigError(
+            f"`--on {on}` is given to a process of torchrun, and Ray starts its own processes",
+            hint="start it once, without torchrun",
+        )
+    address = None if on == "ray" else on
+    return join_ray(address, weights=weights, device=device, workers=workers)
+
+
+def _num_workers(wanted: int | None) -> int:
+    """Rendering processes of this process: those that torchrun started here share the cores."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return num_workers(wanted) if wanted is not None else max(1, num_workers(None) // here)

@@ -10,8 +10,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import cv2
 import torch
@@ -32,41 +33,83 @@ _AHEAD = 2
 
 @runtime_checkable
 class Source(Protocol[T]):
-    """Makes item n; it is pickled, or forked, into every process."""
+    """Makes what an item names; it is pickled, or forked, into every process."""
 
-    def __getitem__(self, item: int) -> T:
-        """Item n, which depends on n alone."""
+    def __getitem__(self, item: Any) -> T:
+        """What the item names, which depends on the item alone."""
         ...
 
 
 def render_ahead(
-    source: Source[T], order: Sequence[int], *, workers: int, pin: bool = False
+    source: Source[T], order: Iterable[Any], *, workers: int, pin: bool = False
 ) -> Iterator[T]:
     """The items of `source` in `order`, made by `workers` processes; 0 makes them in this one.
 
     Args:
+        order: an iterator is asked for the next name when a process can take it.
         pin: put tensors into page-locked memory, for copies to a GPU.
 
     Raises:
         KdcacheError, OSError: as the source raised it.
         WorkerKilled: a process is gone.
     """
+    return Renderers(source, workers=workers, pin=pin)(order)
+
+
+class Renderers(Generic[T]):
+    """The processes of `render_ahead`, for one order after the other."""
+
+    def __init__(
+        self, source: Source[T], *, workers: int, pin: bool = False, stay: bool = False
+    ) -> None:
+        """
+        Args:
+            stay: keep the processes from one order to the next; to start them takes seconds.
+        """
+        self.workers = workers
+        self._order = _Order()
+        with _without_advice():
+            self._loader: DataLoader[Any] = DataLoader(
+                _Carrier(source),
+                batch_size=None,
+                sampler=self._order,
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                pin_memory=pin,
+                prefetch_factor=_AHEAD if workers else None,
+                worker_init_fn=_prepare,
+                persistent_workers=stay and workers > 0,
+                # Of its own: it draws a number, which must not come from the run's generator.
+                generator=torch.Generator(),
+                multiprocessing_context=_context(type(source).__module__) if workers else None,
+            )
+
+    def __call__(self, order: Iterable[Any]) -> Iterator[T]:
+        """The items in `order`; the last order must be at its end."""
+        self._order.names = order
+        yield from _received(self._loader)
+
+
+class _Order:
+    """Where a loader looks for the names of items, which are new for each order."""
+
+    names: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.names)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
     with warnings.catch_warnings():
         # More processes than cores is what was asked for, and sometimes right: reading waits.
         warnings.filterwarnings("ignore", message=".*worker processes in total", module="torch")
-        loader: DataLoader[Any] = DataLoader(
-            _Carrier(source),
-            batch_size=None,
-            sampler=order,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            pin_memory=pin,
-            prefetch_factor=_AHEAD if workers else None,
-            worker_init_fn=_prepare,
-            # Of its own: it draws a number, which must not come from the run's generator.
-            generator=torch.Generator(),
-            multiprocessing_context=_context(type(source).__module__) if workers else None,
-        )
+        yield
+
+
+def _received(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader gives, its errors explained."""
+    with _without_advice():
         items = iter(loader)
     while True:
         try:
@@ -96,7 +139,7 @@ class _Carrier(Dataset[Any]):
     def __init__(self, source: Source[Any]) -> None:
         self._source = source
 
-    def __getitem__(self, item: int) -> Any:
+    def __getitem__(self, item: Any) -> Any:
         try:
             return self._source[item]
         except (KdcacheError, OSError) as error:

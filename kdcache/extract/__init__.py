@@ -1,12 +1,16 @@
 """Extraction: images, views and a teacher in, a cache out."""
 
 from kdcache.extract.again import job_again, maker_of, teacher_of
-from kdcache.extract.engine import Report, extract, hear
+from kdcache.extract.ask import hear
+from kdcache.extract.cluster import Cluster, join_ray
+from kdcache.extract.engine import extract, renderers
 from kdcache.extract.extend import Extension, run_extension
 from kdcache.extract.job import Job, describe
+from kdcache.extract.report import Report
 from kdcache.extract.run import Outcome, run_extraction
 
 __all__ = [
+    "Cluster",
     "Extension",
     "Job",
     "Outcome",
@@ -15,7 +19,9 @@ __all__ = [
     "extract",
     "hear",
     "job_again",
+    "join_ray",
     "maker_of",
+    "renderers",
     "run_extension",
     "run_extraction",
     "teacher_of",

@@ -8,43 +8,27 @@ order, after any interruption, and whether values were known before or not.
 """
 
 import time
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kdcache.extract.ask import Asked, ask
 from kdcache.extract.job import Job
 from kdcache.extract.known import NOTHING, SHOW, Known
-from kdcache.precision import autocast, without_tf32
+from kdcache.extract.report import Report
+from kdcache.precision import without_tf32
 from kdcache.progress import Progress, silent
-from kdcache.shapes import Bool, Float, Int64, UInt8
+from kdcache.shapes import Bool, Int64, UInt8
 from kdcache.store import CacheWriter, Taken
 from kdcache.views import Made, Witness, witness_mask, witnesses_to_arrays
-from kdcache.workers import render_ahead
+from kdcache.workers import Renderers
 
-
-@dataclass
-class Report:
-    """Where the time went, in seconds of the one process that feeds the teacher."""
-
-    views: int = 0
-    """Views of images that were shown to the teacher."""
-    waiting_s: float = 0.0
-    """For rendered views: the images bind when this is large."""
-    teacher_s: float = 0.0
-    """Copying to the device, forward pass, copying back."""
-    writing_s: float = 0.0
-    """Pieces and shards."""
-    unreadable: dict[int, str] = field(default_factory=dict)
-    """All rows of the cache without targets, and why."""
-
-    @property
-    def total_s(self) -> float:
-        """Seconds in all."""
-        return self.waiting_s + self.teacher_s + self.writing_s
+_UNDER_WAY = 1
+"""Batches that a device may be busy with while the next one is put together."""
 
 
 class _Part(NamedTuple):
@@ -81,44 +65,59 @@ class _Rendered(NamedTuple):
     seen: list[_Seen]
     unreadable: dict[int, str]
     witnesses: list[Witness]
+    decode_s: float
+    render_s: float
+
+
+def renderers(
+    job: Job, *, device: torch.device, workers: int, stay: bool = False
+) -> Renderers[_Rendered]:
+    """What renders the views of a job for `extract`, in `workers` processes.
+
+    Args:
+        stay: keep the processes from one call of `extract` to the next.
+    """
+    return Renderers(_PartImages(job), workers=workers, pin=device.type == "cuda", stay=stay)
 
 
 def extract(
     job: Job,
     writer: CacheWriter,
+    pieces: Iterable[int],
+    rendering: Renderers[_Rendered],
     *,
     known: Known | None = None,
     device: torch.device,
-    workers: int,
-    pieces: Collection[int] | None = None,
     progress: Progress = silent,
 ) -> Report:
-    """Compute every piece that the cache lacks. It is not sealed: that is `writer.seal`'s.
+    """Compute pieces, and keep each as soon as it is whole.
 
     Args:
+        pieces: an iterator is asked for the next one when there is room to render it.
+        rendering: as `renderers` gives it.
         known: what need not be computed.
-        pieces: compute these alone; None is all.
         progress: told of images.
 
     Raises:
         DataError: an image has changed since it was indexed;
             the teacher gave a value that is not finite, or does not fit into the dtype.
     """
-    missing = [piece for piece in writer.missing() if pieces is None or piece in pieces]
     if job.precision == "fp32":
         without_tf32()
+    if device.index is not None:
+        torch.cuda.set_device(device)  # or the thread that pins memory opens the first one, too
     job.teacher.to(device)
-    report = Report()
-    parts = [part for piece in missing for part in _parts(job, known, writer, piece)]
-    pin = device.type == "cuda"
-    items = render_ahead(_PartImages(job, parts), range(len(parts)), workers=workers, pin=pin)
+    report = Report(renderers=rendering.workers)
+    parts = (part for piece in pieces for part in _parts(job, known, writer, piece))
     draft = None
-    for rendered in _timed(items, report):
+    for rendered in _timed(rendering(parts), report):
         part = rendered.part
         if draft is None:
-            draft = _Draft(job, writer, part.piece, device)
+            draft = _Draft(job, writer, part.piece, device, report)
         started = time.monotonic()
         report.views += draft.add(rendered)
+        report.decode_s += rendered.decode_s
+        report.render_s += rendered.render_s
         if part.is_last:
             draft.show_rest()
         report.teacher_s += time.monotonic() - started
@@ -129,18 +128,20 @@ def extract(
             report.writing_s += time.monotonic() - started
             progress(draft.num_rows_left)
             draft = None
-    report.unreadable = writer.unreadable()
     return report
 
 
 class _Draft:
     """A piece under way."""
 
-    def __init__(self, job: Job, writer: CacheWriter, piece: int, device: torch.device) -> None:
+    def __init__(
+        self, job: Job, writer: CacheWriter, piece: int, device: torch.device, report: Report
+    ) -> None:
         self._job = job
         self._writer = writer
         self._piece = piece
         self._device = device
+        self._report = report
         self._rows = writer.piece_rows(piece)
         self._values = {
             spec.name: np.zeros((len(self._rows), job.num_views, spec.dim), np.float32)
@@ -149,6 +150,7 @@ class _Draft:
         self._unreadable: dict[int, str] = {}
         self._witnesses: list[Witness] = []
         self._waiting: dict[int, list[_Waiting]] = {}
+        self._asked: deque[tuple[Int64[np.ndarray, " n"], Asked]] = deque()
         self.num_rows_left = len(self._rows)
         """Rows of which nothing was rendered."""
 
@@ -177,6 +179,8 @@ class _Draft:
         for waiting in self._waiting.values():
             if waiting:
                 self._show(waiting)
+        while self._asked:
+            self._keep_oldest()
 
     def commit(self, known: Known | None) -> None:
         """Add what is known, and keep the piece."""
@@ -200,50 +204,41 @@ class _Draft:
         )
 
     def _show(self, waiting: list[_Waiting]) -> None:
-        """Keep what the teacher says of a batch, which then is empty again."""
+        """Show the teacher a batch, which then is empty again."""
         places = np.concatenate([one.places for one in waiting])
-        parts = [one.pixels.to(self._device, non_blocking=True) for one in waiting]
+        parts = [one.pixels for one in waiting]
         waiting.clear()
-        for name, answers in hear(self._job, torch.cat(parts), self._device).items():
+        self._asked.append((places, ask(self._job, parts, self._device)))
+        if len(self._asked) > _UNDER_WAY:
+            self._keep_oldest()
+
+    def _keep_oldest(self) -> None:
+        """Keep what the teacher has said of the batch that it was shown first."""
+        places, asked = self._asked.popleft()
+        for name, answers in asked.answers().items():
             if name in self._values:
                 values = self._values[name]
                 values.reshape(-1, values.shape[2])[places] = answers.numpy()
-
-
-def hear(
-    job: Job, images: UInt8[Tensor, "M S S 3"], device: torch.device
-) -> dict[str, Float[Tensor, "M _"]]:
-    """What the teacher says of at most a batch of views of one side: float32 on the CPU.
-
-    It is always shown a whole batch, filled up with black views: the number of views in a batch
-    can decide last bits, their places and their company were not seen to.
-    """
-    assert len(images) <= job.batch_size
-    batch = images.new_zeros((job.batch_size, *images.shape[1:]), device=device)
-    batch[: len(images)].copy_(images, non_blocking=True)
-    with torch.inference_mode(), autocast(job.precision, device):
-        said = job.teacher(batch)
-    return {
-        name: answers[: len(images)].float().cpu()
-        for name, answers in zip(("feature", "embedding"), said, strict=True)
-        if answers is not None
-    }
+        copy_s, forward_s = asked.seconds()
+        self._report.copy_s += copy_s
+        self._report.forward_s += forward_s
 
 
 class _PartImages:
-    """Item n: part n, each image of it decoded once."""
+    """The views of a part, each image of it decoded once."""
 
-    def __init__(self, job: Job, parts: list[_Part]) -> None:
+    def __init__(self, job: Job) -> None:
         self._maker = job.maker
         self._num_rows, self._num_views = len(job.images), job.num_views
-        self._parts = parts
 
-    def __getitem__(self, item: int) -> _Rendered:
-        part = self._parts[item]
+    def __getitem__(self, part: _Part) -> _Rendered:
         # Of known views those alone are rendered whose witness is lacking.
         witness = witness_mask(part.rows, part.views, self._num_rows, self._num_views)
         made = self._maker.make(part.rows, part.views, witness)
-        return _Rendered(part, _by_side(made, part), made.unreadable, made.witnesses)
+        return _Rendered(
+            part, _by_side(made, part), made.unreadable, made.witnesses,
+            made.decode_s, made.render_s,
+        )  # fmt: skip
 
 
 def _parts(job: Job, known: Known | None, writer: CacheWriter, piece: int) -> list[_Part]:

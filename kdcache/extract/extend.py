@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from kdcache.errors import CacheMismatch, ConfigError, DataError
+from kdcache.extract.begin import made_with
+from kdcache.extract.claims import join
 from kdcache.extract.job import Job
 from kdcache.extract.known import NOTHING, Known, changes, known_of
 from kdcache.extract.run import (
@@ -22,7 +24,6 @@ from kdcache.extract.run import (
     check_whole_sets,
     complete,
     index_or_refuse,
-    made_with,
 )
 from kdcache.images import ImageIndex, ImageSet
 from kdcache.precision import Wanted, settle
@@ -121,16 +122,18 @@ def run_extension(
         tell(f"nothing of `{cache.path}` can be taken over: {'; '.join(others)}")
     else:
         _tell_plan(job, known, made_with(job, device), tell)
-    outcome = complete(
-        job,
-        out,
-        known=known,
-        skip_unreadable=skip_unreadable,
-        device=device,
-        workers=workers,
-        bar=bar,
-        index_s=index_s,
-    )
+    with join(out) as claims:
+        outcome = complete(
+            job,
+            out,
+            claims,
+            known=known,
+            skip_unreadable=skip_unreadable,
+            device=device,
+            workers=workers,
+            bar=bar,
+            index_s=index_s,
+        )
     open_cache(cache.path).require_descent_from(cache.identity)
     return Extension(outcome, cache, *_shared(cache, open_cache(out)))
 

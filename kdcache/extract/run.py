@@ -2,21 +2,25 @@
 
 import shutil
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
-from kdcache.extract.engine import Report, extract
-from kdcache.extract.job import Job, describe
+from kdcache.extract.begin import index_of, open_writer
+from kdcache.extract.claims import Claims, Compute, join
+from kdcache.extract.cluster import Cluster
+from kdcache.extract.engine import extract, renderers
+from kdcache.extract.job import Job
 from kdcache.extract.known import Known
+from kdcache.extract.report import Report
 from kdcache.images import ImageIndex, ImageSet, index_images, refuse_suspects
 from kdcache.precision import Wanted, settle
-from kdcache.progress import Bar
-from kdcache.store import CacheWriter, Dtype, RowIndex, create_cache, open_cache
+from kdcache.progress import Bar, Progress
+from kdcache.store import CacheWriter, Dtype, open_cache
 from kdcache.teachers import Teacher
-from kdcache.versions import library_versions
 from kdcache.views import Policy, get_policy, get_renderer
 
 RENDERER = "r0"
@@ -44,18 +48,7 @@ class Outcome:
             f"{self.path}: {self.num_images:,} images {labels}, {self.num_bytes / 1e6:,.1f} MB, "
             f"sealed as {self.identity[:12]}"
         ]
-        if report.views:
-            shares = {
-                "teacher": report.teacher_s,
-                "waiting for images": report.waiting_s,
-                "writing": report.writing_s,
-            }
-            binds = max(shares, key=lambda name: shares[name])
-            split = ", ".join(f"{name} {s / report.total_s:.0%}" for name, s in shares.items())
-            lines.append(
-                f"{report.views:,} views in {report.total_s:.1f} s "
-                f"({report.views / report.total_s:,.0f}/s): {split}; {binds} binds"
-            )
+        lines += report.lines()
         lines.append(f"indexing {self.index_s:.1f} s, sealing {self.seal_s:.1f} s")
         if report.unreadable:
             num = len(report.unreadable)
@@ -79,8 +72,12 @@ def run_extraction(
     device: torch.device,
     workers: int,
     bar: Bar,
+    cluster: Cluster | None = None,
 ) -> Outcome:
-    """Make the cache `out`, or complete it.
+    """Make the cache `out`, or complete it, beside other processes that do the same.
+
+    Args:
+        cluster: asks teachers of its own elsewhere; `device` is the kind that they run on.
 
     Raises:
         KdcacheError: of the kind that says what to mend; what was computed before is kept.
@@ -88,38 +85,46 @@ def run_extraction(
     wanted_policy = get_policy(policy)
     check_whole_sets(wanted_policy, num_views)
     check_small_crops(wanted_policy, teacher)
-    started = time.monotonic()
-    index = index_or_refuse(images, skip_unreadable, workers, bar)
-    index_s = time.monotonic() - started
-    job = Job(
-        images=images,
-        index=index,
-        teacher=teacher,
-        policy=wanted_policy,
-        seed=seed,
-        num_views=num_views,
-        renderer=get_renderer(RENDERER),
-        dtype=dtype,
-        precision=settle(precision, device),
-        batch_size=batch_size,
-        arrays=arrays,
-    )
-    return complete(
-        job,
-        out,
-        skip_unreadable=skip_unreadable,
-        device=device,
-        workers=workers,
-        bar=bar,
-        index_s=index_s,
-    )
+    with join(out) as claims:
+        started = time.monotonic()
+        if claims.is_first:
+            index = index_or_refuse(images, skip_unreadable, workers, bar)
+        else:
+            index = index_of(images, out)
+        index_s = time.monotonic() - started
+        job = Job(
+            images=images,
+            index=index,
+            teacher=teacher,
+            policy=wanted_policy,
+            seed=seed,
+            num_views=num_views,
+            renderer=get_renderer(RENDERER),
+            dtype=dtype,
+            precision=settle(precision, device) if cluster is None else cluster.settle(precision),
+            batch_size=batch_size,
+            arrays=arrays,
+        )
+        return complete(
+            job,
+            out,
+            claims,
+            cluster=cluster,
+            skip_unreadable=skip_unreadable,
+            device=device,
+            workers=workers,
+            bar=bar,
+            index_s=index_s,
+        )
 
 
 def complete(
     job: Job,
     out: Path,
+    claims: Claims,
     *,
     known: Known | None = None,
+    cluster: Cluster | None = None,
     skip_unreadable: bool,
     device: torch.device,
     workers: int,
@@ -131,7 +136,8 @@ def complete(
     Args:
         known: what another cache says already.
     """
-    writer = _open_writer(job, out, device, known)
+    writer = open_writer(job, out, device, known)
+    claims.begun()
     if writer.done:
         _check_views(job, out)
     elif known is not None:
@@ -140,20 +146,39 @@ def complete(
     _check_room(writer, out)
     left = sum(len(writer.piece_rows(piece)) for piece in writer.missing())
     done = len(job.images) - left
+    compute = (
+        _compute_here(job, writer, known, device, workers)
+        if cluster is None
+        else cluster.compute_for(job, writer)
+    )
     with bar("extract", total=len(job.images), unit="images", done=done) as progress:
-        report = extract(
-            job, writer, known=known, device=device, workers=workers, progress=progress
-        )
-    if not writer.done:
-        _refuse_unreadable(job, report.unreadable, skip=skip_unreadable)
+        report = claims.work_through(writer, compute, progress)
     started = time.monotonic()
-    with bar("seal", total=writer.num_shards, unit="shards") as progress:
-        writer.seal(progress)
+    with claims.alone():
+        report.unreadable = writer.unreadable()
+        if not writer.done:
+            _refuse_unreadable(job, report.unreadable, skip=skip_unreadable)
+        with bar("seal", total=writer.num_shards, unit="shards") as progress:
+            writer.seal(progress)
     cache = open_cache(out)
     size = sum(file.num_bytes for file in cache.manifest.files.values())
     seal_s = time.monotonic() - started
     num_images, num_classes = len(job.images), len(job.images.classes)
     return Outcome(out, num_images, num_classes, cache.identity, size, report, index_s, seal_s)
+
+
+def _compute_here(
+    job: Job, writer: CacheWriter, known: Known | None, device: torch.device, workers: int
+) -> Compute:
+    """The one teacher of this process, and the processes that render for it."""
+    rendering = renderers(job, device=device, workers=workers)
+
+    def compute(pieces: Iterable[int], progress: Progress) -> Report:
+        return extract(
+            job, writer, pieces, rendering, known=known, device=device, progress=progress
+        )
+
+    return compute
 
 
 def check_whole_sets(policy: Policy, num_views: int) -> None:
@@ -193,30 +218,6 @@ def index_or_refuse(images: ImageSet, skip_unreadable: bool, workers: int, bar: 
             hint="take them out of the folder, or record them as unreadable: --skip-unreadable",
         )
     return index
-
-
-def made_with(job: Job, device: torch.device) -> dict[str, str]:
-    """What may decide last bits, besides the recipe."""
-    return {**library_versions(), **job.renderer.environment(), "device": device.type}
-
-
-def _open_writer(job: Job, out: Path, device: torch.device, known: Known | None) -> CacheWriter:
-    head = job.teacher.head
-    versions = made_with(job, device)
-    return create_cache(
-        out,
-        recipe=describe(job),
-        arrays=job.array_specs(),
-        num_views=job.num_views,
-        index=RowIndex(
-            image_ids=job.index.ids,
-            labels=job.images.labels,
-            classes=job.images.classes,
-            paths=job.images.paths,
-        ),
-        head=(head.layers, head.to_arrays()) if head is not None else None,
-        made_with=versions if known is None else known.versions_with(versions),
-    )
 
 
 def _check_views(job: Job, out: Path) -> None:

@@ -92,7 +92,9 @@ def read_file(root: Path, path: str, source: str) -> bytes:
         DataError: it is gone since `source` was listed.
     """
     try:
-        return (root / path).read_bytes()
+        # Not by pathlib: half of the time that indexing a million small files takes would be its.
+        with open(os.path.join(root, path), "rb", buffering=0) as file:
+            return file.read()
     except FileNotFoundError:
         message = f"`{root / path}` is gone since `{source}` was listed"
         raise DataError(message, hint="put the file back, or run the command again") from None

@@ -5,10 +5,11 @@ from kdcache.store.fidelity import describe_fidelity, sample_rows
 from kdcache.store.group import GROUP, array_names, make_group
 from kdcache.store.grow import grow_cache, hint_at_ancestor, require_whole
 from kdcache.store.head import describe_head, head_files
-from kdcache.store.index import RowIndex, load_unreadable
+from kdcache.store.index import RowIndex, load_image_ids, load_unreadable
 from kdcache.store.layout import FORMAT, PIECE_ROWS, ArraySpec, Dtype, Grid
 from kdcache.store.manifest import (
     MANIFEST,
+    RECIPE,
     Manifest,
     Problem,
     check_digests,
@@ -38,6 +39,7 @@ __all__ = [
     "MANIFEST",
     "PIECE_ROWS",
     "PULLED",
+    "RECIPE",
     "WORK",
     "ArraySpec",
     "Cache",
@@ -73,6 +75,7 @@ __all__ = [
     "hint_at_ancestor",
     "kept_manifest",
     "load_copy",
+    "load_image_ids",
     "load_shard_rows",
     "load_unreadable",
     "make_group",

@@ -58,6 +58,11 @@ def readable_files(
     }
 
 
+def load_image_ids(root: Path) -> UInt8[np.ndarray, "N 16"]:
+    """The image id of each row, also of a cache under way."""
+    return plain.load_array(root, "index/image_id")
+
+
 def load_paths(root: Path) -> list[str]:
     """The path of each row."""
     data = plain.load_array(root, "index/path_bytes").tobytes()

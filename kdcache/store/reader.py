@@ -167,13 +167,13 @@ class Cache:
         if array in self._sides:
             return dequantise(self.stored_slab(array, view), out)
         self._require_here(array, view)
-        with self._held(array, [view]):
+        with self._held(array, np.array([view])):
             return self._arrays[array].slab(view, out)
 
     def stored_slab(self, array: str, view: int) -> Stored:
         """As `slab`, but an array of uint8 as it lies on disk."""
         self._require_here(array, view)
-        with self._held(array, [view]):
+        with self._held(array, np.array([view])):
             values = self._arrays[array].slab(view)
             if array not in self._sides:
                 return values
@@ -205,7 +205,7 @@ class Cache:
                 f"row {row} (`{self.paths[row]}`) has no targets: its image could not be read",
                 hint="leave out the rows where `cache.readable` is False",
             )
-        with self._held(array, np.unique(views).tolist()):
+        with self._held(array, views):
             values = self._arrays[array].rows(rows, views)
             if array not in self._sides:
                 return values
@@ -263,10 +263,10 @@ class Cache:
         return self._load_group("witness")
 
     @contextmanager
-    def _held(self, array: str, views: list[int]) -> Iterator[None]:
+    def _held(self, array: str, views: Int[np.ndarray, " B"]) -> Iterator[None]:
         with ExitStack() as stack:
             if self._source is not None:
-                for view in views:
+                for view in np.unique(views).tolist():
                     stack.enter_context(self._source.hold(array, view))
             yield
 

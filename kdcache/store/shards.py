@@ -5,6 +5,7 @@ layout is read through zarr-python, with a warning, as that is far slower.
 """
 
 import json
+import math
 import os
 import struct
 import warnings
@@ -19,6 +20,10 @@ from kdcache.shapes import Int, Shaped
 from kdcache.store.layout import ArraySpec, Grid, crc32c
 from kdcache.store.selection import Selection
 from kdcache.store.stitch import Stitched, can_stitch
+
+_READ_BYTES = 512 << 10
+"""Asked for at once when a shard is read whole: half the time of 16 MiB, cold and warm."""
+_CACHE_LINE = 64
 
 
 class ArrayReader:
@@ -46,7 +51,7 @@ class ArrayReader:
         if not 0 <= view < num_views:
             raise IndexError(f"view {view} of {num_views}")
         if out is None:
-            out = np.empty((num_rows, *self._row_shape), self.spec.numpy_dtype)
+            out = _aligned((num_rows, *self._row_shape), self.spec.numpy_dtype)
         assert out.shape == (num_rows, *self._row_shape)
         assert out.dtype == self.spec.numpy_dtype
         assert out.flags.c_contiguous
@@ -65,6 +70,9 @@ class ArrayReader:
         self, rows: Int[np.ndarray, " B"], views: Int[np.ndarray, " B"]
     ) -> Shaped[np.ndarray, "B ..."]:
         """A copy of the given rows, each of its view."""
+        for what, given, count in zip(("rows", "views"), (rows, views), self._shape, strict=True):
+            if len(given) and not (given.min() >= 0 and given.max() < count):
+                raise IndexError(f"{what} {given.min()} to {given.max()} of {count}")
         if self._stitched is not None and self._map(self._stitched, views):
             return self._stitched.gather(rows, views)
         return self._rows_by_zarr(rows, views)
@@ -77,8 +85,10 @@ class ArrayReader:
 
     def _map(self, stitched: Stitched, views: Int[np.ndarray, " B"]) -> bool:
         """Map the views that are not mapped yet; whether all of them could be."""
-        new = views[~self._is_mapped[views]]
-        for view in np.unique(new % self._shape[1]).tolist():
+        is_mapped = self._is_mapped[views]
+        if is_mapped.all():
+            return True
+        for view in np.unique(views[~is_mapped]).tolist():
             assert self._grid is not None
             if not self._dense(self._grid, view):
                 return False
@@ -144,11 +154,19 @@ def _is_dense(path: Path, grid: Grid, block: int) -> bool:
     return False
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Shaped[np.ndarray, "N ..."]:
+    """An array to read into, at the start of a cache line: the system copies faster to there."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + _CACHE_LINE, np.uint8)
+    start = -room.ctypes.data % _CACHE_LINE
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 def _read_into(path: Path, target: memoryview) -> None:
     with path.open("rb", buffering=0) as file:
         done = 0
         while done < len(target):
-            count = file.readinto(target[done:])
+            count = file.readinto(target[done : done + _READ_BYTES])
             if not count:
                 raise CacheCorrupt(
                     f"`{path}` ends after {done} bytes, and its rows take {len(target)}",

@@ -76,6 +76,10 @@ class CacheWriter:
         finished = self._pieces.finished()
         return [piece for piece in range(self.num_pieces) if piece not in finished]
 
+    def has(self, piece: int) -> bool:
+        """Whether a piece need not be computed any more."""
+        return self._pieces.has(piece) or self.done
+
     def piece_rows(self, piece: int) -> range:
         start = piece * layout.PIECE_ROWS
         return range(start, min(start + layout.PIECE_ROWS, self.num_rows))

@@ -126,7 +126,7 @@ def train(
                 return 0
             here = on_device(pixels, device)
             for learner in present:
-                _learn(learner, here, device)
+                learn(learner, here, device)
             progress(plan.stream.batch_size)
             step += 1
 
@@ -166,7 +166,7 @@ def _next(rendered: Iterator[StepPixels], stop: Stop) -> tuple[StepPixels | None
         return None, error
 
 
-def _learn(learner: Learner, pixels: StepPixels, device: torch.device) -> None:
+def learn(learner: Learner, pixels: StepPixels, device: torch.device) -> None:
     """One step of one student: learn, let the queues go on, write the log."""
     recipe, lesson, state = learner.recipe, learner.lesson, learner.state
     steps_per_epoch, last = lesson.stream.steps_per_epoch, learner.last

@@ -197,7 +197,7 @@ def _prepare(
 @contextmanager
 def _learner(job: Job, lesson: Lesson, device: torch.device, tell: Tell) -> Iterator[Learner]:
     """The student of a run as it stands."""
-    state = _build_state(job.recipe, lesson, device)
+    state = build_state(job.recipe, lesson, device)
     load_checkpoint(job.run, state)
     steps = distributed.everyones(state.step)
     if len(set(steps)) > 1:
@@ -348,7 +348,12 @@ def _all_descend(kept: list[str] | None, lineages: list[list[str]]) -> bool:
     )
 
 
-def _build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:
+def build_state(recipe: Recipe, lesson: Lesson, device: torch.device) -> State:
+    """A student, its method and optimiser before the first step, as the recipe's seed draws them.
+
+    Raises:
+        ConfigError: the student cannot take views of the size that it is to be shown.
+    """
     torch.manual_seed(recipe.run.seed)
     student = build_student(recipe.student.name, image_size=recipe.student.image_size)
     maker, views = lesson.images.maker, lesson.plan.views(0)

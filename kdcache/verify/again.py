@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.extract import extract, job_again, maker_of
+from kdcache.extract import extract, job_again, maker_of, renderers
 from kdcache.files import canonical_json
 from kdcache.images import ImageIndex, ImageSet, index_images
 from kdcache.progress import Bar
@@ -144,9 +144,8 @@ def shards_again(
     total = sum(len(writer.piece_rows(piece)) for piece in pieces)
     done = total - sum(len(writer.piece_rows(piece)) for piece in left)
     with means.bar("repair", total=total, unit="images", done=done) as progress:
-        extract(
-            job, writer, device=means.device, workers=means.workers, pieces=left, progress=progress
-        )
+        rendering = renderers(job, device=means.device, workers=means.workers)
+        extract(job, writer, left, rendering, device=means.device, progress=progress)
     for grid, block in blocks:  # who was killed may have left all pieces, and no shard
         writer.seal_shards_around(grid.block_rows(block))
     return folder

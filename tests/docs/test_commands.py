@@ -7,13 +7,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
-from docs import stage
 from docs.guide import PAGES, ROOT, Block, blocks, name_of, tokens
 from kdcache_cli.main import main
 from share import serving
 from share.fake_hub import hub_for
 
 import kdcache.methods
+from docs import stage
 
 FOLLOWS = {
     "docs/commands.md": "docs/index.md",

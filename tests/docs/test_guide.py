@@ -15,7 +15,7 @@ from kdcache.evals import available_protocols, get_protocol
 from kdcache.methods import available_methods, get_method
 from kdcache.published import published
 
-FOREIGN = {"--nproc-per-node", "--version"}
+FOREIGN = {"--max-restarts", "--nnodes", "--nproc-per-node", "--requeue", "--version"}
 """Options that the text names and that are no command's."""
 
 GUIDE = [page for page in PAGES if page.parent == ROOT / "docs"]

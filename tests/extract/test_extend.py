@@ -433,11 +433,11 @@ def test_another_file_system_gets_copies(old, tiny_images, tiny_weights, tmp_pat
 def test_values_of_two_versions_are_recorded_and_told(
     tiny_images, tiny_weights, tmp_path, monkeypatch
 ):
-    from kdcache.extract import run
+    from kdcache.extract import begin
 
-    versions = run.library_versions
+    versions = begin.library_versions
     with monkeypatch.context() as before:
-        before.setattr(run, "library_versions", lambda: {**versions(), "numpy": "1.9"})
+        before.setattr(begin, "library_versions", lambda: {**versions(), "numpy": "1.9"})
         make_cache(tiny_images, tiny_weights, tmp_path / "old")
     told = []
     extend(

@@ -18,7 +18,7 @@ from kdcache.train import Online, read_metrics
 from kdcache.train.batches import batches, build_queues
 from kdcache.train.data import ViewSchedule
 from kdcache.train.lesson import lesson_alone, lesson_from
-from kdcache.train.run import _build_state
+from kdcache.train.run import build_state
 from kdcache.views import ViewMaker
 
 COUPLED = [m for m in available_methods() if recipe_for(m).needs.couples_batch]
@@ -167,7 +167,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_parts(method, tiny_images, cache):
     whole, parts = (recipe_for(method, train={"accumulate": n}) for n in (1, 4))
     lesson = lesson_of(whole, tiny_images, cache)
     cut = lesson_of(parts, tiny_images, cache)
-    state = _build_state(whole, lesson, CPU)
+    state = build_state(whole, lesson, CPU)
     student, algorithm = state.student, state.method
     algorithm(student, batches_at(whole, lesson, 0)[0])
     algorithm.finish_step(student)
@@ -228,7 +228,7 @@ def test_coupled_methods_are_found_out_by_their_loss(tiny_images, cache):
     for method in COUPLED:
         recipe = recipe_for(method)
         lesson = lesson_of(recipe, tiny_images, cache)
-        state = _build_state(recipe, lesson, CPU)
+        state = build_state(recipe, lesson, CPU)
         (batch,) = batches_at(recipe, lesson, 0)
         queue = {"negatives": batch.negatives}
         own = batch.own_slots

@@ -409,13 +409,13 @@ def test_full_disk_while_saving_keeps_the_old_checkpoint(tiny_images, cache_path
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     from kdcache.train.checkpoint import State, load_checkpoint, save_checkpoint
     from kdcache.train.lesson import lesson_from
-    from kdcache.train.run import _build_state
+    from kdcache.train.run import build_state
 
     recipe, images = recipe_for(), open_images(tiny_images)
     lesson = lesson_from(
         [open_cache(cache_path)], recipe, images, device=CPU, tell=print, bar=progress_bar
     )
-    state: State = _build_state(recipe, lesson, CPU)
+    state: State = build_state(recipe, lesson, CPU)
     assert load_checkpoint(tmp_path / "run", state)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
