@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from kdcache.store import Cache
 
 DataOption = Annotated[
-    Path,
+    str,
     typer.Option(
         "--data",
         help="Images: a folder (ImageFolder layout or plain), a CSV/TSV list with a column `path`, "
-        "or WebDataset tar shards.",
+        "or WebDataset tar shards, also s3://BUCKET/train-{000..099}.tar.",
         show_default=False,
     ),
 ]

@@ -17,7 +17,7 @@ def extend(
         typer.Option(help="The new cache: a folder to make, or to go on with.", show_default=False),
     ],
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             help="Images, as for `kdcache extract`: more, fewer or renamed ones. Needed where "
             "anything has to be rendered.",

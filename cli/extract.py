@@ -3,7 +3,7 @@
 import os
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,21 +26,26 @@ if TYPE_CHECKING:
 
 def extract(
     teacher: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="A name of `kdcache teachers`, timm:MODEL, or module:function of your own.",
+            help="A name of `kdcache teachers`, timm:MODEL, or module:function of your own. "
+            "Repeated: as many caches, of one pass over the images.",
             show_default=False,
         ),
     ],
     data: DataOption,
     out: Annotated[
-        Path,
-        typer.Option(help="The cache: a folder to make, or to go on with.", show_default=False),
+        list[Path],
+        typer.Option(
+            help="The cache: a folder to make, or to go on with; one for each --teacher.",
+            show_default=False,
+        ),
     ],
     weights: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
-            help="Checkpoint: .safetensors, .pth, .pt, .pth.tar.", show_default="downloaded"
+            help="Checkpoint: .safetensors, .pth, .pt, .pth.tar; for all teachers or for none.",
+            show_default="downloaded",
         ),
     ] = None,
     views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
@@ -86,37 +91,61 @@ def extract(
     at once, under torchrun, in a SLURM array or by hand, share the work out.
     """
     from kdcache import distributed
-    from kdcache.extract import run_extraction
+    from kdcache.extract import run_extraction, run_extractions
     from kdcache.images import open_images
     from kdcache.progress import progress_bar, silent_bar
     from kdcache.teachers import load_teacher
 
+    files: list[Path | None] = [*weights] if weights else [None] * len(teacher)
+    _require_pairs(teacher, files, out, on)
     tells = os.environ.get("RANK", "0") == "0"  # torchrun shows the words of all on one terminal
     bar = progress_bar if tells else silent_bar
     images = open_images(data)  # a mistyped folder is told before a teacher is downloaded
-    with _cluster(on, weights, device, workers) as cluster:
+    with _cluster(on, files[0], device, workers) as cluster:
         place = open_device(device) if cluster is None else cluster.device
-        outcome = run_extraction(
-            images,
-            load_teacher(teacher, weights=weights, image_size=image_size, bar=bar),
-            out,
-            num_views=views,
-            policy=policy,
-            seed=seed,
-            arrays=tuple(arrays.split(",")) if arrays else None,
-            dtype=dtype,
-            precision=precision,
-            batch_size=batch_size,
-            skip_unreadable=skip_unreadable,
-            device=distributed.local_device(place) if cluster is None else place,
-            workers=_num_workers(workers),
-            bar=bar,
-            cluster=cluster,
+        teachers = [
+            load_teacher(name, weights=file, image_size=image_size, bar=bar)
+            for name, file in zip(teacher, files, strict=True)
+        ]
+        settings: dict[str, Any] = {
+            "num_views": views,
+            "policy": policy,
+            "seed": seed,
+            "arrays": tuple(arrays.split(",")) if arrays else None,
+            "dtype": dtype,
+            "precision": precision,
+            "batch_size": batch_size,
+            "skip_unreadable": skip_unreadable,
+            "device": distributed.local_device(place) if cluster is None else place,
+            "workers": _num_workers(workers),
+            "bar": bar,
+        }
+        if len(teachers) == 1:
+            outcomes = [run_extraction(images, teachers[0], out[0], cluster=cluster, **settings)]
+        else:
+            outcomes = run_extractions(images, teachers, out, **settings)
+    for outcome in outcomes:
+        for line in outcome.lines():
+            typer.echo(line, err=True)
+        if tells:
+            typer.echo(outcome.identity)
+
+
+def _require_pairs(
+    teachers: list[str], weights: list[Path | None], outs: list[Path], on: str
+) -> None:
+    for option, given in (("--weights", weights), ("--out", outs)):
+        if len(given) != len(teachers):
+            raise ConfigError(
+                f"{len(teachers)} teachers are given, and {len(given)} {option}",
+                hint=f"repeat {option} once for each --teacher, in the same order"
+                + (", or leave it out" if option == "--weights" else ""),
+            )
+    if len(teachers) > 1 and (on != "local" or "RANK" in os.environ):
+        raise ConfigError(
+            "several teachers in one pass are one process's work",
+            hint="leave out --on and torchrun, or give each teacher a command of its own",
         )
-    for line in outcome.lines():
-        typer.echo(line, err=True)
-    if tells:
-        typer.echo(outcome.identity)
 
 
 def _cluster(

@@ -19,6 +19,7 @@ from . import (
     head,
     info,
     neighbours,
+    plan,
     pull,
     push,
     report,
@@ -28,7 +29,13 @@ from . import (
     verify,
 )
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# Plain help: the library that would draw boxes takes longer to import than all the rest.
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
 
 _NO_ANSWER = {"verify": 3}
@@ -50,6 +57,7 @@ def kdcache(
     """
 
 
+app.command("plan")(plan.plan)
 app.command("extract")(extract.extract)
 app.command("extend")(extend.extend)
 app.command("head")(head.head)

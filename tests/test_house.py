@@ -16,14 +16,24 @@ SOURCES = [*LIBRARY, *COMMANDS]
 # A room imports from the floors below its own, and from itself; never from a neighbour.
 FLOORS = [
     {"errors", "shapes", "table", "precision"},
-    {"files", "settings", "progress", "versions", "workers", "distributed", "nearest", "published"},
+    {
+        "objects",
+        "files",
+        "settings",
+        "progress",
+        "versions",
+        "workers",
+        "distributed",
+        "nearest",
+        "published",
+    },
     {"heads", "optimisation", "images"},
     {"networks", "views", "store"},
     {"teachers", "students", "methods", "targets"},
     {"extract", "recipe", "derive"},
     {"share"},
     {"train", "evals", "verify"},
-    {"demo", "export", "report"},
+    {"demo", "export", "plan", "report"},
 ]
 
 

@@ -8,6 +8,7 @@ from kdcache.extract.extend import Extension, run_extension
 from kdcache.extract.job import Job, describe
 from kdcache.extract.report import Report
 from kdcache.extract.run import Outcome, run_extraction
+from kdcache.extract.together import run_extractions
 
 __all__ = [
     "Cluster",
@@ -24,5 +25,6 @@ __all__ = [
     "renderers",
     "run_extension",
     "run_extraction",
+    "run_extractions",
     "teacher_of",
 ]

@@ -31,7 +31,7 @@ _UNDER_WAY = 1
 """Batches that a device may be busy with while the next one is put together."""
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """Some rows of a piece with the same views to render; perhaps none."""
 
     piece: int
@@ -58,10 +58,10 @@ class _Waiting(NamedTuple):
     pixels: UInt8[Tensor, "n S S 3"]
 
 
-class _Rendered(NamedTuple):
+class Rendered(NamedTuple):
     """A part, rendered; a named tuple, so that torch can pin what is in it."""
 
-    part: _Part
+    part: Part
     seen: list[_Seen]
     unreadable: dict[int, str]
     witnesses: list[Witness]
@@ -71,7 +71,7 @@ class _Rendered(NamedTuple):
 
 def renderers(
     job: Job, *, device: torch.device, workers: int, stay: bool = False
-) -> Renderers[_Rendered]:
+) -> Renderers[Rendered]:
     """What renders the views of a job for `extract`, in `workers` processes.
 
     Args:
@@ -84,7 +84,7 @@ def extract(
     job: Job,
     writer: CacheWriter,
     pieces: Iterable[int],
-    rendering: Renderers[_Rendered],
+    rendering: Renderers[Rendered],
     *,
     known: Known | None = None,
     device: torch.device,
@@ -108,12 +108,12 @@ def extract(
         torch.cuda.set_device(device)  # or the thread that pins memory opens the first one, too
     job.teacher.to(device)
     report = Report(renderers=rendering.workers)
-    parts = (part for piece in pieces for part in _parts(job, known, writer, piece))
+    parts = (part for piece in pieces for part in parts_of(job, known, writer, piece))
     draft = None
     for rendered in _timed(rendering(parts), report):
         part = rendered.part
         if draft is None:
-            draft = _Draft(job, writer, part.piece, device, report)
+            draft = Draft(job, writer, part.piece, device, report)
         started = time.monotonic()
         report.views += draft.add(rendered)
         report.decode_s += rendered.decode_s
@@ -131,7 +131,7 @@ def extract(
     return report
 
 
-class _Draft:
+class Draft:
     """A piece under way."""
 
     def __init__(
@@ -154,7 +154,7 @@ class _Draft:
         self.num_rows_left = len(self._rows)
         """Rows of which nothing was rendered."""
 
-    def add(self, rendered: _Rendered) -> int:
+    def add(self, rendered: Rendered) -> int:
         """Take the views of a part in, and show the teacher as many batches as are full.
 
         Returns the number of these views that the teacher is shown, now or in a later batch.
@@ -231,17 +231,14 @@ class _PartImages:
         self._maker = job.maker
         self._num_rows, self._num_views = len(job.images), job.num_views
 
-    def __getitem__(self, part: _Part) -> _Rendered:
+    def __getitem__(self, part: Part) -> Rendered:
         # Of known views those alone are rendered whose witness is lacking.
         witness = witness_mask(part.rows, part.views, self._num_rows, self._num_views)
         made = self._maker.make(part.rows, part.views, witness)
-        return _Rendered(
-            part, _by_side(made, part), made.unreadable, made.witnesses,
-            made.decode_s, made.render_s,
-        )  # fmt: skip
+        return rendered_part(part, made)
 
 
-def _parts(job: Job, known: Known | None, writer: CacheWriter, piece: int) -> list[_Part]:
+def parts_of(job: Job, known: Known | None, writer: CacheWriter, piece: int) -> list[Part]:
     """What there is to render of a piece, in parts of about a batch; one at least."""
     rows = np.array(writer.piece_rows(piece))
     tasks = np.full((len(rows), job.num_views), SHOW) if known is None else known.tasks(rows)
@@ -252,16 +249,23 @@ def _parts(job: Job, known: Known | None, writer: CacheWriter, piece: int) -> li
         members = rows[pattern_of.ravel() == number]
         step = max(1, job.batch_size // max(1, len(views)))
         parts += [
-            _Part(piece, members[start : start + step], views, pattern[views] == SHOW, False)
+            Part(piece, members[start : start + step], views, pattern[views] == SHOW, False)
             for start in range(0, len(members) if len(views) else 0, step)
         ]
     if not parts:
         none = np.empty(0, np.int64)
-        parts = [_Part(piece, none, none, none == SHOW, False)]
+        parts = [Part(piece, none, none, none == SHOW, False)]
     return [*parts[:-1], parts[-1]._replace(is_last=True)]
 
 
-def _by_side(made: Made, part: _Part) -> list[_Seen]:
+def rendered_part(part: Part, made: Made) -> Rendered:
+    """What a part's views are when they are made."""
+    return Rendered(
+        part, _by_side(made, part), made.unreadable, made.witnesses, made.decode_s, made.render_s
+    )
+
+
+def _by_side(made: Made, part: Part) -> list[_Seen]:
     """The views that the teacher is to see, those together that it can see at once."""
     places: dict[int, list[int]] = {}
     for place in np.flatnonzero(part.is_shown).tolist():
@@ -274,7 +278,7 @@ def _by_side(made: Made, part: _Part) -> list[_Seen]:
     ]
 
 
-def _timed(items: Iterator[_Rendered], report: Report) -> Iterator[_Rendered]:
+def _timed(items: Iterator[Rendered], report: Report) -> Iterator[Rendered]:
     """The same items; the time spent waiting for each is added up."""
     started = time.monotonic()
     for item in items:

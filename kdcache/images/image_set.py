@@ -39,16 +39,17 @@ class PathColumn(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(ABC):
-    """Images in the order of their paths; a row is a place in that order.
+    """Images in an order that is the same on every machine; a row is a place in it.
 
-    The order is that of Unicode code points, so it is the same on every machine. A set can be
-    pickled, and read in forked and in spawned processes and in threads.
+    Files are in the order of their paths (that of Unicode code points), members of tar files in
+    that in which they lie there. A set can be pickled, and read in forked and in spawned processes
+    and in threads.
     """
 
     source: str
     """What the set was opened from, as it was written."""
     paths: Sequence[str]
-    """Unique, sorted, with `/` between the parts; relative to the source."""
+    """Unique, with `/` between the parts; relative to the source."""
     labels: Int32[np.ndarray, " N"]
     """Places in `classes`, or -1 where an image has no label."""
     classes: tuple[str, ...]
@@ -64,6 +65,14 @@ class ImageSet(ABC):
         Raises:
             DataError: it is gone, or was changed, since the set was opened.
         """
+
+    def read_rows(self, rows: Sequence[int]) -> list[bytes]:
+        """The encoded files of some rows, which a set may be able to read faster together.
+
+        Raises:
+            DataError: as `read`.
+        """
+        return [self.read(row) for row in rows]
 
 
 def label_column(names: Sequence[str | None], classes: tuple[str, ...]) -> Int32[np.ndarray, " N"]:

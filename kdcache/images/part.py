@@ -1,5 +1,6 @@
 """A part of an image set, which is an image set too."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ class ImagePart(ImageSet):
     def read(self, row: int) -> bytes:
         """The encoded file of one row of the part."""
         return self.whole.read(int(self.rows[row]))
+
+    def read_rows(self, rows: Sequence[int]) -> list[bytes]:
+        """The encoded files of some rows of the part."""
+        return self.whole.read_rows([int(self.rows[row]) for row in rows])
 
 
 def take_rows(images: ImageSet, rows: Int64[np.ndarray, " R"]) -> ImagePart:

@@ -10,6 +10,7 @@ from kdcache.errors import DataError
 from kdcache.images.folder import build_folder_set, list_folder
 from kdcache.images.formats import EXTENSIONS, has_image_name
 from kdcache.images.image_set import ImageSet
+from kdcache.images.shards import Shards, is_remote
 from kdcache.images.table import open_table
 from kdcache.images.tar import open_tars
 
@@ -30,12 +31,15 @@ def open_images(source: str | Path) -> ImageSet:
 
     Args:
         source: a folder in ImageFolder layout, a list, a `.tar`, a folder of `.tar` files, or a
-            pattern such as `train-{000..003}.tar` or `train-*.tar`.
+            pattern such as `train-{000..003}.tar` or `train-*.tar`; of tar files also the URL.
 
     Raises:
         DataError: nothing is there, it holds no images, or it is damaged.
+        PlaceError: a bucket cannot be asked.
     """
     text = os.fspath(source)
+    if is_remote(text):
+        return open_tars(text, _expand_url(text))
     path = Path(text)
     _refuse_compressed(path)
     if path.is_dir():
@@ -43,7 +47,7 @@ def open_images(source: str | Path) -> ImageSet:
     if path.is_file():
         return _open_file(text)
     if any(letter in text for letter in "*?[{"):
-        return open_tars(text, _expand(text))
+        return open_tars(text, [str(shard.absolute()) for shard in _expand(text)])
     raise DataError(f"there is no `{text}`", hint=_WHAT_IS_TAKEN)
 
 
@@ -53,7 +57,7 @@ def _open_folder(source: str) -> ImageSet:
         return build_folder_set(source, listing)
     shards = sorted(Path(source).glob("[!.]*.tar"))
     if shards:
-        return open_tars(source, shards)
+        return open_tars(source, [str(shard.absolute()) for shard in shards])
     looked = " ".join(sorted(EXTENSIONS))
     message = f"no images in `{source}` (looked for {looked}); found {_count(listing.others)}"
     raise DataError(message, hint=_WHAT_IS_TAKEN)
@@ -65,7 +69,7 @@ def _open_file(source: str) -> ImageSet:
     if extension in (".csv", ".tsv"):
         return open_table(source)
     if extension == ".tar":
-        return open_tars(source, [path])
+        return open_tars(source, [str(path.absolute())])
     if has_image_name(path.name):
         message = f"`{source}` is one image; a set of images was expected"
         raise DataError(message, hint=f"give its folder, `{path.parent}`")
@@ -89,6 +93,24 @@ def _expand(pattern: str) -> list[Path]:
             message = f"`{pattern}` also stands for `{shard}`; patterns are for .tar files"
             raise DataError(message, hint="narrow the pattern, e.g. to `*.tar`")
     return shards
+
+
+def _expand_url(pattern: str) -> list[str]:
+    """The URLs of tar files that a folder's URL, or one with `{000..003}`, `*`, `?` or `[...]`,
+    stands for. Those of a range are not asked for here: they are missed when they are read."""
+    _refuse_compressed(Path(pattern))
+    shards = Shards()
+    found: set[str] = set()
+    for name in _expand_ranges(pattern):
+        is_pattern = any(letter in name for letter in "*?[")
+        if name.endswith(".tar") and not is_pattern:
+            found.add(name)
+            continue
+        matches = shards.find(name if is_pattern else name.rstrip("/") + "/")
+        if not matches:
+            raise DataError(f"there are no tar files at `{name}`", hint=_WHAT_IS_TAKEN)
+        found |= set(matches)
+    return sorted(found)
 
 
 def _expand_ranges(pattern: str) -> list[str]:

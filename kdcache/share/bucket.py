@@ -7,49 +7,23 @@ signs what it sends, so a bucket refuses a body that changed on the way.
 obstore runs threads of its own: nothing here may be used in a forked process (`storage.md` 3.1).
 """
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import (
-    AlreadyExistsError,
-    BaseError,
-    NotSupportedError,
-    PermissionDeniedError,
-    PreconditionError,
-    UnauthenticatedError,
-)
-from obstore.store import HTTPStore, from_url
+from obstore.exceptions import AlreadyExistsError, NotSupportedError, PreconditionError
+from obstore.store import HTTPStore
 
-from kdcache.errors import CacheCorrupt, PlaceError
+from kdcache.errors import CacheCorrupt
+from kdcache.objects import explained, open_store, require_bucket
 from kdcache.progress import Progress
 from kdcache.share.arrival import Stream, receive
 from kdcache.share.outgoing import PIECE_BYTES, checked_pieces
 from kdcache.store import FileDigest, digest_of
 
-RETRIES = 5
-BACKOFF = timedelta(milliseconds=200)
-SILENCE = timedelta(seconds=120)
-"""How long a server may be silent; also how long one piece may take on its way out."""
-_WHOLE_REQUEST = timedelta(hours=6)
-_RETRY_FOR = timedelta(minutes=4)
-
 _PIECES_AT_ONCE = 2
 _STREAM_BYTES = 1 << 16  # what has arrived of a piece of this size is lost with the connection
 _SHA256 = "sha256"
-_ENDPOINTS = (
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_ENDPOINT",
-    "AZURE_STORAGE_ENDPOINT",
-    "GOOGLE_BASE_URL",
-)
-_NO_SUCH_BUCKET = ("NoSuchBucket", "ContainerNotFound", "specified bucket does not exist")
-_NO_CREDENTIALS = ("169.254.169.254", "metadata.google.internal", "Account must be specified")
 
 
 class Web:
@@ -65,16 +39,16 @@ class Web:
 
     def fetch(self, name: str, to: Path, digest: FileDigest, progress: Progress) -> None:
         where = f"{self.url}/{name}"
-        with _explained(where):
+        with explained(where):
             receive(to, digest, where, lambda offset: self._send(name, offset), progress)
 
     def _get(self, name: str) -> tuple[bytes, dict[str, Any]] | None:
         """A small object, and which version of it this is."""
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             try:
                 found = obstore.get(self._store, name)
             except FileNotFoundError as error:
-                _require_bucket(error)
+                require_bucket(error)
                 return None
             version = {key: found.meta[key] for key in ("e_tag", "version") if found.meta.get(key)}
             return bytes(found.bytes()), version
@@ -85,7 +59,7 @@ class Web:
         except NotSupportedError:  # a server of plain files that begins at the beginning only
             found, offset = self._open(name, 0), 0
         except FileNotFoundError as error:
-            _require_bucket(error)
+            require_bucket(error)
             raise CacheCorrupt(
                 f"`{self.url}/{name}` is missing",
                 hint="who has the cache should push it again: what is there is not sent twice",
@@ -102,7 +76,7 @@ class Bucket(Web):
     """Objects below a URL, to read and to write."""
 
     def sizes(self) -> dict[str, int]:
-        with _explained(self.url):
+        with explained(self.url):
             return {
                 found["path"]: found["size"]
                 for batch in obstore.list(self._store)
@@ -110,17 +84,17 @@ class Bucket(Web):
             }
 
     def holds(self, name: str, digest: FileDigest) -> bool:
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             try:
                 found = obstore.get(self._store, name, options={"head": True})
             except FileNotFoundError as error:
-                _require_bucket(error)
+                require_bucket(error)
                 return False
             size: int = found.meta["size"]
             return size == digest.num_bytes and found.attributes.get(_SHA256) == digest.sha256
 
     def put(self, name: str, path: Path, digest: FileDigest, progress: Progress) -> None:
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             obstore.put(
                 self._store,
                 name,
@@ -137,7 +111,7 @@ class Bucket(Web):
             if found is None or found[0] != old:
                 return found is not None and found[0] == data
             mode = found[1]
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             try:
                 obstore.put(
                     self._store,
@@ -152,11 +126,11 @@ class Bucket(Web):
         return True
 
     def copy(self, name: str, to: str) -> None:
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             obstore.copy(self._store, name, to)
 
     def delete(self, name: str) -> None:
-        with _explained(f"{self.url}/{name}"):
+        with explained(f"{self.url}/{name}"):
             obstore.delete(self._store, name)
 
     def clear(self) -> None:
@@ -166,85 +140,5 @@ class Bucket(Web):
 
 def open_bucket(url: str) -> Web:
     """What is below `url`: a `Bucket` unless it is plain HTTP. The environment has credentials."""
-    plain = [url, *(os.environ.get(name, "") for name in _ENDPOINTS)]
-    with _explained(url):
-        store = from_url(
-            url,
-            client_options={
-                "allow_http": any(address.startswith("http://") for address in plain),
-                "connect_timeout": timedelta(seconds=10),
-                "read_timeout": SILENCE,
-                "timeout": _WHOLE_REQUEST,
-            },
-            retry_config={
-                "max_retries": RETRIES,
-                "retry_timeout": _RETRY_FOR,
-                "backoff": {
-                    "init_backoff": BACKOFF,
-                    "max_backoff": timedelta(seconds=15),
-                    "base": 2,
-                },
-            },
-        )
+    store = open_store(url)
     return Web(url, store) if isinstance(store, HTTPStore) else Bucket(url, store)
-
-
-@contextmanager
-def _explained(where: str) -> Iterator[None]:
-    """Give the errors of obstore in words that say what to do."""
-    try:
-        yield
-    except UnauthenticatedError as error:
-        raise PlaceError(
-            f"`{where}` asks for credentials: {_first_line(error)}", hint=_CREDENTIALS
-        ) from error
-    except PermissionDeniedError as error:
-        raise PlaceError(
-            f"`{where}` may not be used with these credentials, or with none: {_first_line(error)}",
-            hint="see that they may read, list and write there; of others, ask who owns the place",
-        ) from error
-    except NotImplementedError as error:
-        raise PlaceError(
-            f"`{where}` cannot do this: {_first_line(error)}",
-            hint="plain HTTP is for pulling; push to s3://, gs://, az://, hf:// or a folder",
-        ) from error
-    except BaseError as error:
-        if any(word in str(error) for word in _NO_CREDENTIALS):
-            raise PlaceError(
-                f"there are no credentials for `{where}`: {_first_line(error)}", hint=_CREDENTIALS
-            ) from error
-        if any(word in str(error) for word in _NO_SUCH_BUCKET):
-            raise _no_bucket(where) from error
-        raise PlaceError(
-            f"`{where}` does not answer as it should: {_first_line(error)}",
-            hint="see that the address is right; then run the same command again: it goes on",
-        ) from error
-    except FileNotFoundError as error:
-        if any(word in str(error) for word in _NO_SUCH_BUCKET):
-            raise _no_bucket(where) from error
-        raise
-
-
-_CREDENTIALS = (
-    "export AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or"
-    " GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME and _KEY); for a public S3 bucket"
-    " AWS_SKIP_SIGNATURE=true"
-)
-
-
-def _require_bucket(error: FileNotFoundError) -> None:
-    """Pass on that there is no bucket, which is not told from there being no object."""
-    if any(word in str(error) for word in _NO_SUCH_BUCKET):
-        raise error
-
-
-def _no_bucket(where: str) -> PlaceError:
-    return PlaceError(
-        f"there is no bucket for `{where}`",
-        hint="see that its name, AWS_ENDPOINT_URL and AWS_REGION are right, or make it first",
-    )
-
-
-def _first_line(error: Exception) -> str:
-    """What happened, without the dump of the library's own state."""
-    return " ".join(str(error).partition("\n\nDebug source")[0].split())[:300]

@@ -30,6 +30,7 @@ from kdcache.store.selection import (
     load_shard_rows,
     shard_of,
 )
+from kdcache.store.size import CacheSize, Part, cache_size
 from kdcache.store.writer import CacheWriter, create_cache, differences, make_receipt
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "WORK",
     "ArraySpec",
     "Cache",
+    "CacheSize",
     "CacheWriter",
     "Copy",
     "Dtype",
@@ -50,6 +52,7 @@ __all__ = [
     "Grid",
     "Manifest",
     "Neighbours",
+    "Part",
     "Problem",
     "Quantised",
     "RowIndex",
@@ -59,6 +62,7 @@ __all__ = [
     "Stored",
     "Taken",
     "array_names",
+    "cache_size",
     "check_digests",
     "common_blocks",
     "create_cache",

@@ -6,7 +6,7 @@ Format: FORMAT.md.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,19 @@ def format_of(files: Iterable[str]) -> int:
 
 def make_group(root: Path, files: Iterable[str]) -> bytes:
     """What the `zarr.json` of a cache with these files must be."""
-    promised = sorted(files)
-    about = {"format": format_of(promised), "arrays": array_names(promised)}
+    members = (name for name in files if name.endswith("/zarr.json"))
+    return group_of({name: (root / name).read_bytes() for name in members})
+
+
+def group_of(members: Mapping[str, bytes]) -> bytes:
+    """The `zarr.json` of a cache whose members' ones are these, by their file names."""
+    about = {"format": format_of(members), "arrays": array_names(members)}
     group: dict[str, Any] = json.loads(plain.group_file({"kdcache": about}))
     group["consolidated_metadata"] = {
         "kind": "inline",
         "must_understand": False,
         "metadata": {
-            name.removesuffix("/zarr.json"): json.loads((root / name).read_bytes())
-            for name in promised
-            if name.endswith("/zarr.json")
+            name.removesuffix("/zarr.json"): json.loads(members[name]) for name in sorted(members)
         },
     }
     return canonical_json(group)

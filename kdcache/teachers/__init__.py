@@ -6,6 +6,7 @@ from kdcache.teachers.layout import Parts, split_checkpoint
 from kdcache.teachers.load import load_teacher
 from kdcache.teachers.own import own_teacher
 from kdcache.teachers.registry import Entry, get_entry, registered_teachers
+from kdcache.teachers.sketch import sketch_teacher
 from kdcache.teachers.teacher import Teacher
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "own_teacher",
     "read_checkpoint",
     "registered_teachers",
+    "sketch_teacher",
     "split_checkpoint",
 ]

@@ -14,7 +14,7 @@ from kdcache.teachers.registry import get_entry, registered_teachers
 from kdcache.teachers.teacher import Teacher
 from kdcache.teachers.timm import load_timm
 
-_TIMM = "timm:"
+TIMM = "timm:"
 
 
 def load_teacher(
@@ -37,8 +37,8 @@ def load_teacher(
     """
     # A student's random weights must not depend on whether its teacher runs live.
     with torch.random.fork_rng(devices=[]):
-        if name.startswith(_TIMM):
-            return load_timm(name.removeprefix(_TIMM), weights, image_size)
+        if name.startswith(TIMM):
+            return load_timm(name.removeprefix(TIMM), weights, image_size)
         if name in registered_teachers():
             return load_registered(get_entry(name), weights, image_size, bar=bar)
         if is_own(name):

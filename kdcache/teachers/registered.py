@@ -30,7 +30,7 @@ def load_registered(
     path = weights or _fetched(entry, bar)
     side = image_size or entry.image_size
     try:
-        backbone = _backbone(entry, side)
+        backbone = entry_backbone(entry, side)
     except ConfigError as error:
         raise TeacherError(str(error), hint=error.hint) from error
     own = backbone.model.state_dict()
@@ -61,7 +61,8 @@ def _fetched(entry: Entry, bar: Bar) -> Path:
     return fetch(entry.urls, digest=entry.digest, bar=bar)
 
 
-def _backbone(entry: Entry, side: int) -> Backbone:
+def entry_backbone(entry: Entry, side: int) -> Backbone:
+    """The network of an entry, with random weights."""
     name = entry.architecture
     model = build_resnet(name) if is_resnet(name) else timm_model(name, side)
     return Backbone(name, model, side, entry.mean, entry.std)

@@ -40,7 +40,7 @@ def load_timm(model: str, weights: Path | None, image_size: int | None) -> Teach
         f"timm:{model}",
         backbone,
         head,
-        weights=_provenance(weights, backbone, config),
+        weights=provenance(weights, backbone, config),
         interpolation=config.interpolation,
         licence=config.license if weights is None else None,
     )
@@ -69,7 +69,8 @@ def _read(
     return parts.backbone, parts.head
 
 
-def _provenance(path: Path | None, backbone: Backbone, config: Any) -> dict[str, Any]:
+def provenance(path: Path | None, backbone: Backbone, config: Any) -> dict[str, Any]:
+    """Where the weights of a backbone are from, for `Teacher.description`."""
     if path is None:
         own = config.tag and not backbone.name.startswith("hf-hub:")
         source = f"timm/{config.architecture}.{config.tag}" if own else backbone.name

@@ -1,5 +1,6 @@
 """What the steps of a run show: images joined to the rows of a cache, rendered as it says."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,6 +46,11 @@ class RowImages(ImageSet):
         """The encoded image of a row."""
         assert self.places[row] >= 0, "this row has no image"
         return self.images.read(int(self.places[row]))
+
+    def read_rows(self, rows: Sequence[int]) -> list[bytes]:
+        """The encoded images of some rows."""
+        assert (self.places[list(rows)] >= 0).all(), "a row has no image"
+        return self.images.read_rows(self.places[list(rows)].tolist())
 
 
 def join_images(cache: Cache, images: ImageSet, progress: Progress = silent) -> RowImages:

@@ -14,6 +14,7 @@ from kdcache.views.philox import philox4x32, split_seed
 from kdcache.views.policies import Policy, SmallCrops, available_policies, get_policy
 from kdcache.views.render import Renderer, get_renderer
 from kdcache.views.witness import (
+    NUM_WITNESSES,
     Difference,
     Witness,
     compare,
@@ -23,6 +24,7 @@ from kdcache.views.witness import (
 )
 
 __all__ = [
+    "NUM_WITNESSES",
     "VIEW",
     "Difference",
     "Made",

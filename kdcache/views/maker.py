@@ -5,6 +5,7 @@ parameters: batch, worker, process and order leave no trace in the pixels.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +67,32 @@ class ViewMaker:
         Raises:
             DataError: an image is not the one that was indexed.
         """
-        sides = [self.policy.side(view, self.size) for view in views.tolist()]
-        pixels = [np.zeros((len(rows), side, side, 3), np.uint8) for side in sides]
-        made = Made(pixels=pixels, unreadable={}, witnesses=[])
+        (made,) = self.make_at([self.size], rows, views, witness)
+        return made
+
+    def make_at(
+        self,
+        sizes: Sequence[int],
+        rows: Int[np.ndarray, " R"],
+        views: Int[np.ndarray, " V"],
+        witness: Bool[np.ndarray, "R V"] | None = None,
+    ) -> list[Made]:
+        """The same views in several sizes, of one decoding.
+
+        Raises:
+            DataError: an image is not the one that was indexed.
+        """
+        all_made = []
+        for size in sizes:
+            sides = [self.policy.side(view, size) for view in views.tolist()]
+            pixels = [np.zeros((len(rows), side, side, 3), np.uint8) for side in sides]
+            all_made.append(Made(pixels=pixels, unreadable={}, witnesses=[]))
         if witness is None:
             witness = np.zeros((len(rows), len(views)), np.bool_)
         for start in range(0, len(rows), _DRAWN_TOGETHER):
             part = range(start, min(start + _DRAWN_TOGETHER, len(rows)))
-            self._make_part(rows, views, witness, part, made)
-        return made
+            self._make_part(rows, views, witness, part, all_made)
+        return all_made
 
     def _make_part(
         self,
@@ -82,34 +100,37 @@ class ViewMaker:
         views: Int[np.ndarray, " V"],
         witness: Bool[np.ndarray, "R V"],
         part: range,
-        made: Made,
+        all_made: list[Made],
     ) -> None:
         started = time.perf_counter()
         decoded: dict[int, UInt8[np.ndarray, "H W 3"]] = {}
-        for i in part:
+        encoded = self.images.read_rows(rows[part.start : part.stop].tolist())
+        for i, data in zip(part, encoded, strict=True):
             try:
-                decoded[i] = self._decode(int(rows[i]))
+                decoded[i] = self._decode(int(rows[i]), data)
             except Unreadable as error:
-                made.unreadable[int(rows[i])] = str(error)
-        read = time.perf_counter()
+                for made in all_made:
+                    made.unreadable[int(rows[i])] = str(error)
+        decode_s = time.perf_counter() - started
         places = list(decoded)
         sides = np.array([image.shape[:2] for image in decoded.values()], np.int64).reshape(-1, 2)
         ids = self.ids[rows[places]]
         drawn = draw(self.policy, self.seed, ids, views, sides[:, 0], sides[:, 1])
-        for i, parameters in zip(places, drawn, strict=True):
-            for j, view in enumerate(parameters):
-                shaped = self.renderer.geometry(decoded[i], view, made.pixels[j].shape[1])
-                final = self.renderer.colour(shaped, view)
-                made.pixels[j][i] = final
-                if witness[i, j]:
-                    made.witnesses.append(
-                        witness_of(int(rows[i]), int(views[j]), view, decoded[i], shaped, final)
-                    )
-        made.decode_s += read - started
-        made.render_s += time.perf_counter() - read
+        for made in all_made:
+            started = time.perf_counter()
+            for i, parameters in zip(places, drawn, strict=True):
+                for j, view in enumerate(parameters):
+                    shaped = self.renderer.geometry(decoded[i], view, made.pixels[j].shape[1])
+                    final = self.renderer.colour(shaped, view)
+                    made.pixels[j][i] = final
+                    if witness[i, j]:
+                        made.witnesses.append(
+                            witness_of(int(rows[i]), int(views[j]), view, decoded[i], shaped, final)
+                        )
+            made.decode_s += decode_s
+            made.render_s += time.perf_counter() - started
 
-    def _decode(self, row: int) -> UInt8[np.ndarray, "H W 3"]:
-        data = self.images.read(row)
+    def _decode(self, row: int, data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         found, expected = image_id(data), self.ids[row].tobytes()
         if found != expected:
             raise DataError(

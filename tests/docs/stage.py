@@ -45,6 +45,7 @@ SMALL = {
     " --set train.batch_size=16",
     "eval": "--workers 0",
     "export": "",
+    "plan": "--image-size 32 --batch-size 16 --workers 0",
     "report": "--workers 0",
     "verify": "",
     "teachers check": "--image-size 32 --workers 0",
@@ -109,6 +110,7 @@ def build_stage(root: Path) -> Path:
         "".join(f"{path.parent.name}/{path.name}\n" for path in labelled)
     )
     (root / "stage_teachers.py").write_text(_TEACHERS)
+    (root / "gpu.toml").write_text(_assumed_rates())
     torch.manual_seed(5)
     model = timm.create_model("test_resnet", num_classes=0)
     state = model.state_dict()
@@ -175,9 +177,21 @@ def _small(words: list[str]) -> list[str]:
         asked = words[words.index("--protocol") + 1].split(",")
         brief = {value for key, value in BRIEF.items() for one in asked if one.startswith(key)}
         added += [word for value in sorted(brief) for word in ("--set", value)]
-    if command == "train" and "queue" in get_method(_method(words)).Config.model_fields:
+    if command == "plan" and "--student" in words:
+        added += ["--set", "student.image_size=32", "--set", "train.batch_size=16"]
+    if _trains(command, words) and "queue" in get_method(_method(words)).Config.model_fields:
         added += ["--set", "method.queue=16"]
     return added
+
+
+def _trains(command: str, words: list[str]) -> bool:
+    return command == "train" or (command == "plan" and "--student" in words)
+
+
+def _assumed_rates() -> str:
+    """The rates of a cluster of GPUs, as the page on `kdcache plan` assumes them."""
+    page = (Path(__file__).parents[2] / "docs/plan.md").read_text()
+    return page.split("```toml\n", 1)[1].split("```", 1)[0]
 
 
 def _method(words: list[str]) -> str:

@@ -3,6 +3,7 @@ import os
 import pickle
 import tarfile
 
+import numpy as np
 import pytest
 
 from kdcache.errors import DataError
@@ -35,15 +36,44 @@ SAMPLES = [
 
 def test_samples_are_images_with_their_class(tmp_path):
     images = open_images(write_tar(tmp_path / "x.tar", SAMPLES))
-    assert list(images.paths) == ["x.tar/a.PNG", "x.tar/b.jpg"]
+    assert list(images.paths) == ["x.tar/b.jpg", "x.tar/a.PNG"]  # as they lie there
     assert images.classes == ("2", "10")  # by number, not by letter
-    assert images.labels.tolist() == [0, 1]
-    assert [images.read(0), images.read(1)] == [b"image a" * 99, b"image b"]
+    assert images.labels.tolist() == [1, 0]
+    assert images.read_rows([0, 1]) == [b"image b", b"image a" * 99]
+    assert images.read_rows([1, 0, 1]) == [images.read(1), images.read(0), images.read(1)]
+
+
+def test_rows_rise_through_the_shards_from_front_to_back(tmp_path):
+    for shard in ("z.tar", "a.tar"):
+        names = np.random.default_rng(len(shard)).permutation(30)
+        write_tar(tmp_path / shard, [(f"{n}.jpg", b"%d" % n) for n in names])
+    images = open_images(tmp_path)
+    assert [path.partition("/")[0] for path in images.paths] == ["a.tar"] * 30 + ["z.tar"] * 30
+    for shard in (0, 1):
+        assert (np.diff(images.offsets[images.shard_of == shard]) > 0).all()
+
+
+def test_the_label_of_a_json_serves_where_there_is_no_class(tmp_path):
+    members = [
+        ("a.jpg", b"a"), ("a.json", b'{"label": 7, "caption": "x"}'),
+        ("b.json", b'{"label": 7}'), ("b.cls", b"3"), ("b.jpg", b"b"),
+        ("c.jpg", b"c"), ("c.json", b'{"label": "a dog"}'),
+        ("d.jpg", b"d"), ("d.json", b"[7]"), ("e.jpg", b"e"), ("e.json", b'{"label": true}'),
+    ]  # fmt: skip
+    images = open_images(write_tar(tmp_path / "x.tar", members))
+    assert images.classes == ("3", "7")
+    assert images.labels.tolist() == [1, 0, -1, -1, -1]
+
+
+def test_a_json_that_is_none_is_refused(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.json", b"{label")])
+    assert "`a.json`" in str(refusal(path))
+    assert "is no JSON" in str(refusal(path))
 
 
 def test_a_sample_without_a_class_has_no_label(tmp_path):
     images = open_images(write_tar(tmp_path / "x.tar", [*SAMPLES, ("c.jpg", b"c")]))
-    assert images.labels.tolist() == [0, 1, -1]
+    assert images.labels.tolist() == [1, 0, -1]
 
 
 def test_shards_without_any_class_have_no_classes(tmp_path):
@@ -106,7 +136,7 @@ def test_a_pickled_set_reads_and_carries_no_handles(tmp_path):
     images = open_images(write_tar(tmp_path / "x.tar", SAMPLES))
     images.read(0)
     other = pickle.loads(pickle.dumps(images))
-    assert other.read(1) == b"image b"
+    assert other.read(0) == b"image b"
 
 
 def test_missing_shards_of_a_range_are_counted_and_named(tmp_path):
@@ -188,7 +218,7 @@ def test_a_tar_without_images_is_refused(tmp_path):
 def test_shards_of_one_name_that_hold_one_path_are_refused(tmp_path):
     for folder in "ab":
         write_tar(tmp_path / folder / "x.tar", SAMPLES)
-    assert "both hold `x.tar/a.PNG`" in str(refusal(tmp_path / "*" / "x.tar"))
+    assert "both hold `x.tar/b.jpg`" in str(refusal(tmp_path / "*" / "x.tar"))
 
 
 def test_a_shard_gone_or_changed_since_listing_is_named(tmp_path):

@@ -28,14 +28,14 @@ def s3_server():
 @pytest.fixture
 def environment(s3_server, monkeypatch):
     """Credentials and endpoint, as a user sets them; and no long waits."""
-    from kdcache.share import bucket
+    from kdcache import objects
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setattr(bucket, "RETRIES", 2)
-    monkeypatch.setattr(bucket, "BACKOFF", timedelta(milliseconds=1))
+    monkeypatch.setattr(objects, "RETRIES", 2)
+    monkeypatch.setattr(objects, "BACKOFF", timedelta(milliseconds=1))
     return s3_server
 
 

@@ -172,9 +172,10 @@ def test_plain_files_behind_http_are_enough(big, site, tmp_path, has_range):
 def test_a_file_that_broke_off_is_gone_on_with_where_the_server_can(
     big, site, tmp_path, monkeypatch, has_range
 ):
+    from kdcache import objects
     from kdcache.share import bucket
 
-    monkeypatch.setattr(bucket, "RETRIES", 0)
+    monkeypatch.setattr(objects, "RETRIES", 0)
     monkeypatch.setattr(bucket, "_STREAM_BYTES", 4096)
     url, server = site
     server.has_range = has_range
@@ -286,10 +287,10 @@ def test_a_bucket_that_falls_silent_is_told(s3, counted, tmp_path, monkeypatch):
     import threading
     from datetime import timedelta
 
-    from kdcache.share import bucket
+    from kdcache import objects
 
-    monkeypatch.setattr(bucket, "SILENCE", timedelta(milliseconds=200))
-    monkeypatch.setattr(bucket, "RETRIES", 1)
+    monkeypatch.setattr(objects, "SILENCE", timedelta(milliseconds=200))
+    monkeypatch.setattr(objects, "RETRIES", 1)
     over = threading.Event()
     counted.fault = lambda handler, body: over.wait(20) and handler.refuse(500)
     try:
