@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import cv2
@@ -77,7 +78,7 @@ class Renderers(Generic[T]):
                 collate_fn=_as_it_is,
                 pin_memory=pin,
                 prefetch_factor=_AHEAD if workers else None,
-                worker_init_fn=_prepare,
+                worker_init_fn=partial(_prepare, dict(os.environ)),
                 persistent_workers=stay and workers > 0,
                 # Of its own: it draws a number, which must not come from the run's generator.
                 generator=torch.Generator(),
@@ -163,8 +164,10 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _prepare(_: int) -> None:
-    """One thread, for the processes are the parallelism; Ctrl-C is the parent's to answer."""
+def _prepare(environment: dict[str, str], _: int) -> None:
+    """The environment as it is now, not as it was when the first of all workers was started; one
+    thread, for the processes are the parallelism; Ctrl-C is the parent's to answer."""
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

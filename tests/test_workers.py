@@ -62,6 +62,20 @@ def test_workers_are_not_forked_from_here():
     assert {os.getpid()}.isdisjoint(server for _, server in found)
 
 
+class Told:
+    """What the environment says of an item."""
+
+    def __getitem__(self, item: str) -> str | None:
+        return os.environ.get(item)
+
+
+def test_workers_see_the_environment_as_it_is_now(monkeypatch):
+    """Credentials that are set after other workers were started, and before these."""
+    assert list(render_ahead(Told(), ["KDCACHE_TOLD"], workers=1)) == [None]
+    monkeypatch.setenv("KDCACHE_TOLD", "late")
+    assert list(render_ahead(Told(), ["KDCACHE_TOLD"], workers=1)) == ["late"]
+
+
 def test_killed_worker_is_told_of():
     items = render_ahead(Children(), range(1000), workers=1)
     worker, _ = next(items)

@@ -30,6 +30,8 @@ INSTEAD = {
     "mobilenetv3_large_100": "test_efficientnet",
     "configs/seed/resnet18.toml": "{configs}/seed/resnet18.toml --student test_resnet",
     "configs/simreg/resnet18.toml": "{configs}/simreg/resnet18.toml --student test_resnet",
+    "r18.toml": "simreg/r18.toml",
+    "effnet.toml": "simreg/effnet.toml",
     "https://example.org/r50": "{http}/r50",
     "s3://team/r50@IDENTITY": "s3://team/r50@{identity}",
     "0:100000": "0:32",
@@ -110,6 +112,10 @@ def build_stage(root: Path) -> Path:
         "".join(f"{path.parent.name}/{path.name}\n" for path in labelled)
     )
     (root / "stage_teachers.py").write_text(_TEACHERS)
+    (root / "simreg").mkdir()
+    for name, student in (("r18", "test_resnet"), ("effnet", "test_efficientnet")):
+        recipe = f'[method]\nname = "simreg"\n\n[student]\nname = "{student}"\n'
+        (root / "simreg" / f"{name}.toml").write_text(recipe)
     (root / "gpu.toml").write_text(_assumed_rates())
     torch.manual_seed(5)
     model = timm.create_model("test_resnet", num_classes=0)

@@ -21,6 +21,7 @@ FOLLOWS = {
     "docs/own_method.md": "docs/index.md",
     "docs/sharing.md": "docs/index.md",
     "docs/students.md": "docs/index.md",
+    "docs/training_at_scale.md": "docs/index.md",
 }
 """Pages that say that they go on from another."""
 

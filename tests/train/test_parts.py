@@ -120,7 +120,7 @@ def test_repeated_batch_has_each_image_side_by_side_with_its_own_targets(
 def test_image_is_decoded_once_for_all_its_views(tiny_images, cache, tmp_path, monkeypatch):
     decoded, decode = [], ViewMaker._decode
     monkeypatch.setattr(
-        ViewMaker, "_decode", lambda self, row: decoded.append(row) or decode(self, row)
+        ViewMaker, "_decode", lambda self, row, *a: decoded.append(row) or decode(self, row, *a)
     )
     counts = []
     for repeats in (1, 4):

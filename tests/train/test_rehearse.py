@@ -20,7 +20,7 @@ def test_every_method_can_be_rehearsed(name, tiny_images, monkeypatch):
     head = ProjectionHead([{"kind": "linear", "in": 96, "out": 16, "bias": True}])
     sides = [TeacherSide(96 if recipe.needs.target == "feature" else 16, head)]
     steps, real = [], loop._step
-    monkeypatch.setattr(loop, "_step", lambda *a: (steps.append(a[2]), real(*a))[1])
+    monkeypatch.setattr(loop, "_step", lambda *a: (steps.extend(a[2]), real(*a))[1])
     took = rehearse(
         recipe,
         maker,

@@ -343,12 +343,16 @@ def test_other_bits_are_refused_with_their_digest_and_releases(
 
     damage.flip_bit(made, random.Random(0), "feature/c/0/1/0")
     before = (made / "feature/c/0/1/0").read_bytes()
-    true = engine.hear
+    true = engine.ask
 
     def rounded(*arguments):
-        return {name: values + 1e-6 for name, values in true(*arguments).items()}
+        asked = true(*arguments)
+        with torch.inference_mode():
+            for values in asked.answers().values():
+                values += 1e-6
+        return asked
 
-    monkeypatch.setattr(engine, "hear", rounded)
+    monkeypatch.setattr(engine, "ask", rounded)
     verdict, report = repair_cache(made, means=means_of(tiny_images, tiny_weights, made))
     assert verdict.broken_files == ["feature/c/0/1/0"]
     first, second, *_ = report.refused["feature/c/0/1/0"]
@@ -393,19 +397,19 @@ def test_interrupted_repair_goes_on_where_it_stopped(
     from kdcache.extract import engine
 
     damage.flip_bit(made, random.Random(0), "feature/c/0/1/0")
-    true, seen = engine.hear, []
+    true, seen = engine.ask, []
 
     def counting(job, images, device):
-        seen.append(len(images))
+        seen.append(sum(map(len, images)))
         if sum(seen) == 48:
             raise KeyboardInterrupt
         return true(job, images, device)
 
-    monkeypatch.setattr(engine, "hear", counting)
+    monkeypatch.setattr(engine, "ask", counting)
     with pytest.raises(KeyboardInterrupt):
         repair_cache(made, means=means_of(tiny_images, tiny_weights, made))
     seen.clear()
-    monkeypatch.setattr(engine, "hear", lambda *a: seen.append(len(a[1])) or true(*a))
+    monkeypatch.setattr(engine, "ask", lambda *a: seen.append(sum(map(len, a[1]))) or true(*a))
     verdict, _ = repair_cache(made, means=means_of(tiny_images, tiny_weights, made))
     assert verdict.whole
     assert sum(seen) == 2 * 32  # the first of three pieces was kept
