@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test check fmt docs
+.PHONY: help setup demo test check fmt docs bench
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -35,3 +35,6 @@ docs: setup  ## the guide, as a site in site/ that needs no network
 fmt: setup  ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: setup  ## every benchmark, in a quarter of an hour on two cores; figures go to bench/
+	$(BIN)/python benchmarks/all.py --out bench

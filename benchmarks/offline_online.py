@@ -5,7 +5,7 @@ few steps, cached and live by turns in one process; then the break-even epoch: e
 an epoch saves. Beside each figure stands what `kdcache plan` foretells, and its error. The weights
 of the teachers are random, which changes nothing of the time.
 
-    python benchmarks/offline_online.py                 # painted pictures, 64 px, a CPU
+    python benchmarks/offline_online.py                 # photographs, 64 px, a CPU
     python benchmarks/offline_online.py --data DIR --size 224 --batch 256 --workers 8
 """
 
@@ -17,11 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import timm
 import torch
-from record import describe_machine, processor, spread
+from record import describe_machine, photographs, processor, spread
 
 from kdcache.extract import run_extraction
 from kdcache.images import ImageSet, open_images, take_rows
@@ -36,18 +35,6 @@ from kdcache.train import Online, read_metrics, run_training
 
 TEACHERS = {"r50": "resnet50", "r152": "resnet152"}
 HEAD_DIM = 128
-
-
-def paint(folder: Path, count: int) -> Path:
-    """Pictures of the sides of a photograph, in JPEG."""
-    rng = np.random.default_rng(0)
-    (folder / "all").mkdir(parents=True)
-    for number in range(count):
-        coarse = rng.integers(0, 256, (24, 32, 3), np.uint8)
-        fine = rng.normal(0, 6, (375, 500, 3))
-        picture = cv2.resize(coarse, (500, 375), interpolation=cv2.INTER_CUBIC) + fine
-        cv2.imwrite(str(folder / "all" / f"{number:04}.jpg"), picture.clip(0, 255).astype(np.uint8))
-    return folder
 
 
 def make_weights(model: str, folder: Path) -> Path:
@@ -212,7 +199,7 @@ def line(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", type=Path, help="images; painted unless given")
+    parser.add_argument("--data", type=Path, help="images; scikit-image's unless given")
     parser.add_argument("--images", type=int, default=64, help="of them, whole batches")
     parser.add_argument("--size", type=int, default=64, help="side of the views in pixels")
     parser.add_argument("--batch", type=int, default=16)
@@ -238,7 +225,7 @@ def main() -> None:
         parser.error("at least two batches of images are needed: one warms up")
     with tempfile.TemporaryDirectory(prefix="offline-online-") as name:
         folder = Path(name)
-        images = open_images(args.data or paint(folder / "images", args.images))
+        images = open_images(args.data or photographs(folder / "images", args.images))
         images = take_rows(images, np.arange(min(args.images, len(images))))
         results = [
             result

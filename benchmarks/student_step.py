@@ -46,9 +46,9 @@ VIEWS = 2
 class Constant:
     """The same targets for every batch."""
 
-    def __init__(self, dim: int, device: torch.device) -> None:
+    def __init__(self, dim: int, most: int, device: torch.device) -> None:
         self.dim, self.device = dim, device
-        self._rows = functional.normalize(torch.randn(4096, dim, device=device), dim=1)
+        self._rows = functional.normalize(torch.randn(most, dim, device=device), dim=1)
 
     def take(self, samples: Int64[np.ndarray, " B"], view: int) -> Float[Tensor, "B D"]:
         return self._rows[: len(samples)]
@@ -115,7 +115,7 @@ def measure(
     cache = caches[recipe.needs.target]
     rows = np.arange(cache.num_rows)
     table = TargetTable(cache, recipe.needs.target, rows, device=device, keep=recipe.needs.views)
-    twins = {"cache": table, "constant": Constant(table.dim, device)}
+    twins = {"cache": table, "constant": Constant(table.dim, args.queue, device)}
     shape = (args.batch_size, args.size, args.size, 3)
     seen = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(recipe.needs.views)]
     pixels = StepPixels([view.to(device) for view in seen], [])

@@ -87,6 +87,25 @@ def num_workers(wanted: int | None) -> int:
     return wanted if wanted is not None else min(cores or 1, 16)
 
 
+def import_beside(wanted: int | None, module: str) -> None:
+    """Have the server of the rendering processes import what they need, now.
+
+    This process is about to import the same, which takes as long; on two cores that is once.
+    """
+    import multiprocessing
+    import signal
+    from multiprocessing import forkserver
+
+    if not num_workers(wanted) or "forkserver" not in multiprocessing.get_all_start_methods():
+        return
+    multiprocessing.get_context("forkserver").set_forkserver_preload([module])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is not the server's to answer
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def parse_bytes(option: str, text: str) -> int:
     """A size such as 50GB or 800MB, in bytes."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT])?B?", text.strip(), re.IGNORECASE)

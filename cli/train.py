@@ -17,6 +17,7 @@ from ._options import (
     OfflineOption,
     WorkersOption,
     any_cache,
+    import_beside,
     num_workers,
     open_device,
     parse_bytes,
@@ -109,6 +110,7 @@ def train(
     processes: `torchrun --nproc-per-node N -m kdcache_cli train ...`, with the same results.
     SIGTERM ends it after the step, with a checkpoint and exit code 75; Ctrl-C does, with 130.
     """
+    import_beside(workers, "kdcache.train.data")
     from kdcache import distributed
     from kdcache.evals import watch
     from kdcache.images import open_images
