@@ -8,11 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import skimage
-from PIL import Image, ImageOps
-
-from kdcache.demo.patches import PHOTOGRAPHS
-from kdcache.store import ArraySpec, RowIndex, create_cache
 
 
 def describe_machine(**more: Any) -> dict[str, Any]:
@@ -43,6 +38,12 @@ def processor() -> str:
 def photographs(folder: Path, count: int) -> Path:
     """JPEGs of the commonest size of ImageNet's (500 x 375, quality 90), cut from the photographs
     in scikit-image's wheel, each from another place of its photograph."""
+    # Imported here, and below, for those whose memory is measured and that want none of it.
+    import skimage
+    from PIL import Image, ImageOps
+
+    from kdcache.demo.patches import PHOTOGRAPHS
+
     source = Path(skimage.__file__).parent / "data"
     folder.mkdir(parents=True)
     for number in range(count):
@@ -58,6 +59,8 @@ def random_cache(
     path: Path, *, num_rows: int, num_views: int, dim: int, array: str = "embedding"
 ) -> None:
     """A cache of one float16 array drawn at random."""
+    from kdcache.store import ArraySpec, RowIndex, create_cache
+
     rng = np.random.default_rng(0)
     index = RowIndex(
         image_ids=rng.integers(0, 256, (num_rows, 16), np.uint8),

@@ -25,11 +25,19 @@ from typing import Any
 import numpy as np
 from record import describe_machine, processor
 
-from kdcache.store import ArraySpec, CacheWriter, RowIndex, create_cache, open_cache
+from kdcache.store import (
+    ArraySpec,
+    CacheWriter,
+    RowIndex,
+    cache_size,
+    create_cache,
+    open_cache,
+)
 
 GATHERED = 100_000
 """Rows that are read at random, each of a random view."""
 
+_VERSIONS = {"numpy": np.__version__}
 _VERIFY = "kdcache.verify"  # brings torch, whose memory the other steps do without
 
 
@@ -45,6 +53,27 @@ def hashed(rows: np.ndarray, views: np.ndarray, dim: int) -> np.ndarray:
     return ((word >> np.uint64(53)).astype(np.float32) / 1024 - 1).astype(np.float16)
 
 
+def foretold(num_rows: int, num_views: int, dim: int) -> dict[str, int]:
+    """The cache's files and bytes by the arithmetic of `kdcache plan`."""
+    num_classes = (num_rows - 1) // max(1, num_rows // 1000) + 1
+    size = cache_size(
+        recipe=_recipe(dim),
+        arrays=[ArraySpec("feature", dim)],
+        num_rows=num_rows,
+        num_views=num_views,
+        classes=[f"n{number:08}" for number in range(num_classes)],
+        path_bytes=num_rows * len("n00000000/000000000.JPEG"),
+        head=None,
+        witness={},
+        made_with=_VERSIONS,
+    )
+    return {"files": size.whole.num_files, "bytes": size.whole.num_bytes}
+
+
+def _recipe(dim: int) -> dict[str, Any]:
+    return {"arrays": {"feature": {"dim": dim, "dtype": "float16"}}}
+
+
 def begin(path: Path, num_rows: int, num_views: int, dim: int) -> CacheWriter:
     """The cache, begun or gone on with; ids and paths are as long as those of ImageNet."""
     ids = np.random.default_rng(0).integers(0, 256, (num_rows, 16), np.uint8)
@@ -58,11 +87,11 @@ def begin(path: Path, num_rows: int, num_views: int, dim: int) -> CacheWriter:
     )
     return create_cache(
         path,
-        recipe={"arrays": {"feature": {"dim": dim, "dtype": "float16"}}},
+        recipe=_recipe(dim),
         arrays=[ArraySpec("feature", dim)],
         num_views=num_views,
         index=index,
-        made_with={"numpy": np.__version__},
+        made_with=_VERSIONS,
     )
 
 
@@ -166,6 +195,7 @@ def measure(path: Path, *size: int) -> dict[str, Any]:
         "views": num_views,
         "dim": dim,
         "steps": steps,
+        "foretold": foretold(*size),
         "files": len(files),
         "bytes": sum(file.stat().st_size for file in files),
         "payload_bytes": num_rows * num_views * dim * 2,
@@ -189,6 +219,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['rows']:,} rows x {result['views']} views x {result['dim']}: "
         f"{payload / 1e6:,.0f} MB of float16 in {result['files']:,} files of "
         f"{result['bytes'] / 1e6:,.0f} MB, manifest {result['manifest_bytes'] / 1e3:,.0f} kB",
+        f"{result['bytes']:,} bytes; foretold: {result['foretold']['files']:,} files, "
+        f"{result['foretold']['bytes']:,} bytes",
         f"of writing, the hash took {wrote['teacher_s']:.1f} s; {machine['processor']}, "
         f"{machine['cores']} cores, load {machine['load_average'][0]:.1f}, {machine['date']}",
     ]
