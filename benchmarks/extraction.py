@@ -244,7 +244,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         args.data = args.data or photographs(Path(folder) / "photographs", args.images)
         whole = {} if args.forms != [""] else ceiling(args, teacher, Path(folder))
-        print("| source | views / s | over the teacher alone |\n|---|---:|---:|")
+        if whole:
+            print("| source | views / s | over the teacher alone |\n|---|---:|---:|")
         for kind, found in whole.items():
             ratio = found["over_teacher"]
             print(
