@@ -19,7 +19,8 @@
 set -euo pipefail
 export RAY_USAGE_STATS_ENABLED=0
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# awk reads to the end; `head` would not, and the shell takes that for a failure of scontrol.
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 
 # Starts Ray on every node, and what comes after `--` on the first one alone; when that ends, Ray
