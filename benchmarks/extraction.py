@@ -19,7 +19,6 @@ import argparse
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
-from record import describe_machine, photographs, processor, spread
+from record import describe_machine, in_words, photographs, processor, seconds, spread
 from rendering import torchvision_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -91,13 +90,6 @@ def steady(teacher: Teacher, batch: Tensor, precision: Precision) -> None:
         for answers in teacher(batch):
             if answers is not None:
                 answers.float().cpu()
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def ceiling(args: argparse.Namespace, teacher: Teacher, work: Path) -> dict[str, Any]:
@@ -248,19 +240,13 @@ def main() -> None:
             print("| source | views / s | over the teacher alone |\n|---|---:|---:|")
         for kind, found in whole.items():
             ratio = found["over_teacher"]
-            print(
-                f"| {kind} | {found['views_per_s']['median']:.1f} "
-                f"| {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |"
-            )
+            print(f"| {kind} | {found['views_per_s']['median']:.1f} | {in_words(ratio)} |")
             print("\n".join(f"<!-- {line} -->" for line in found["said"]), flush=True)
         steps = ladder(args, teacher, Path(folder))
     print("\n| form | views / s | times as fast |\n|---|---:|---:|")
     for name, found in steps.items():
         ratio = found["times_as_fast"]
-        print(
-            f"| {name} | {found['views_per_s']['median']:.1f} "
-            f"| {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |"
-        )
+        print(f"| {name} | {found['views_per_s']['median']:.1f} | {in_words(ratio)} |")
     if args.json:
         machine = describe_machine(
             processor=processor(), torch=torch.__version__, threads=torch.get_num_threads()

@@ -12,13 +12,12 @@ one process; what is compared is the ratio within a turn.
 import argparse
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import describe_machine, forget, processor, random_cache, spread
+from record import describe_machine, forget, in_words, processor, random_cache, seconds, spread
 
 from kdcache.store import Cache, open_cache
 
@@ -49,13 +48,6 @@ def by_turns(
     }
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Wall time of a call, in seconds."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def measure(path: Path, npy: Path, turns: int) -> dict[str, Any]:
     """All rows of the table; the cold ones first, for what is mapped is not forgotten."""
     files = [npy, *(path / name for name in open_cache(path).manifest.files)]
@@ -67,16 +59,16 @@ def measure(path: Path, npy: Path, turns: int) -> dict[str, Any]:
         rows, cache = rng.integers(0, num_rows, BATCH), open_cache(path)
         cache.rows("embedding", rows[:1], view[:1])  # maps the shards
         forget(files)
-        return timed(lambda: cache.rows("embedding", rows, view))
+        return seconds(lambda: cache.rows("embedding", rows, view))
 
     def cold_theirs() -> float:
         rows, mapped = rng.integers(0, num_rows, BATCH), np.load(npy, mmap_mode="r")
         forget(files)
-        return timed(lambda: np.array(mapped[rows]))
+        return seconds(lambda: np.array(mapped[rows]))
 
     def cold(work: Callable[[], object]) -> float:
         forget(files)
-        return timed(work)
+        return seconds(work)
 
     results = {
         f"{BATCH} random rows over numpy.memmap, cold": by_turns(cold_ours, cold_theirs, turns),
@@ -105,7 +97,7 @@ def measure(path: Path, npy: Path, turns: int) -> dict[str, Any]:
     forget(files)  # so that both lie in memory as they were read, not as they were written
     for what, (ours, theirs) in works.items():
         results[what] = by_turns(
-            lambda work=ours: timed(work), lambda work=theirs: timed(work), turns
+            lambda work=ours: seconds(work), lambda work=theirs: seconds(work), turns
         )
     return results
 
@@ -132,7 +124,7 @@ def main() -> None:
         print(
             f"| {what} | {1e3 * found['ours_s']['median']:.2f} "
             f"| {1e3 * found['baseline_s']['median']:.2f} "
-            f"| {ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f}) |"
+            f"| {in_words(ratio)} |"
         )
     if args.json:
         machine = describe_machine(processor=processor(), numpy=np.__version__)

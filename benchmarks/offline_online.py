@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from record import describe_machine, photographs, processor, spread
+from record import describe_machine, in_words, photographs, processor, spread
 
+from kdcache.cores import available_cores
 from kdcache.extract import run_extraction
 from kdcache.images import ImageSet, open_images, take_rows
 from kdcache.methods import get_method
-from kdcache.plan import Machines, Plan, ask, available_cores, make_plan, measure
+from kdcache.plan import Machines, Plan, ask, make_plan, measure
 from kdcache.progress import silent_bar
 from kdcache.recipe import Recipe, build_recipe
 from kdcache.store import open_cache
@@ -185,7 +186,7 @@ def row(result: dict[str, Any]) -> list[str]:
         plan("cached_s"),
         f"{found['live_s']:.2f}",
         plan("live_s"),
-        f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+        in_words(ratio),
         f"{found['break_even']:.1f}",
         plan("break_even"),
     ]

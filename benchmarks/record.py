@@ -3,6 +3,8 @@
 import os
 import platform
 import statistics
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,19 @@ def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return {"median": middle, "low": low, "high": high, "count": len(values)}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_words(found: dict[str, float], form: str = ".2f") -> str:
+    """A spread for people: the median, quartiles in brackets."""
+    median, low, high = (format(found[key], form) for key in ("median", "low", "high"))
+    return f"{median} ({low}-{high})"
 
 
 def processor() -> str:

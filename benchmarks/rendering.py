@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from record import describe_machine, photographs, processor, spread
+from record import describe_machine, in_words, photographs, processor, spread
 from torchvision.transforms import v2
 
 from kdcache.images import index_images, open_images
@@ -160,7 +160,7 @@ def all_tables(data: Path, args: argparse.Namespace) -> dict[str, Any]:
                 print(
                     f"| `{name}`, {num_views} | {form} "
                     f"| {figures['views_per_cpu_s']['median']:,.0f} "
-                    f"| {ratio['median']:.1f} ({ratio['low']:.1f}-{ratio['high']:.1f}) |",
+                    f"| {in_words(ratio, '.1f')} |",
                     flush=True,
                 )
     return results

@@ -15,13 +15,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from record import describe_machine, processor, spread
+from record import describe_machine, in_words, processor, seconds, spread
 from torch import Tensor
 from torch.nn import functional
 
@@ -111,13 +110,15 @@ def build_student_step(device: torch.device) -> Step:
     return step
 
 
-def seconds(step: Step, device: torch.device) -> float:
+def step_seconds(step: Step, device: torch.device) -> float:
     """Wall time of one step, with the device's queue empty before and after."""
     synchronise(device)
-    start = time.perf_counter()
-    step()
-    synchronise(device)
-    return time.perf_counter() - start
+
+    def work() -> None:
+        step()
+        synchronise(device)
+
+    return seconds(work)
 
 
 def synchronise(device: torch.device) -> None:
@@ -168,13 +169,13 @@ def measure(device: torch.device, rounds: int, student_rounds: int) -> dict[str,
         step()
     for _ in range(rounds):
         for key, step in steps.items():
-            times[key].append(seconds(step, device))
+            times[key].append(step_seconds(step, device))
     student_step, loss_step = build_student_step(device), steps["fused", LENGTHS[-1]]
     student_step()
     student_times, share = [], []
     for _ in range(student_rounds):
-        loss_s = statistics.median(seconds(loss_step, device) for _ in range(3))
-        student_times.append(seconds(student_step, device))
+        loss_s = statistics.median(step_seconds(loss_step, device) for _ in range(3))
+        student_times.append(step_seconds(student_step, device))
         share.append(loss_s / student_times[-1])
     memory = {key: peak_bytes(*key, device) for key in steps}
     rows = []
@@ -215,8 +216,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'K':>7}  {'form':<9} {'ms a step':<22} {'time':<20} {'MB':>7}  memory"]
     for row in result["losses"]:
         step, ratio = row["step_s"], row["time_ratio"]
-        took = f"{1e3 * step['median']:.1f} ({1e3 * step['low']:.1f}-{1e3 * step['high']:.1f})"
-        times = f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+        took = in_words({key: 1e3 * value for key, value in step.items()}, ".1f")
+        times = in_words(ratio)
         lines.append(
             f"{row['negatives']:>7,}  {row['form']:<9} {took:<22} {times:<20} "
             f"{row['peak_bytes'] / 1e6:>7.1f}  1/{1 / row['memory_ratio']:.0f}"
@@ -226,7 +227,7 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"fused at {student['negatives']:,} against {student['name']} at {student['side']} px, "
         f"batch {result['batch']}, {1e3 * student['step_s']['median']:.0f} ms: "
-        f"{share['median']:.1%} ({share['low']:.1%}-{share['high']:.1%})"
+        f"{in_words(share, '.1%')}"
     )
     machine = result["machine"]
     load = machine["load_average"][0]

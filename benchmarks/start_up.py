@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import timm
 import torch
-from record import describe_machine, processor, spread
+from record import describe_machine, in_words, processor, spread
 
 from kdcache.extract import run_extraction
 from kdcache.images import open_images
@@ -159,9 +159,8 @@ def table(result: dict[str, Any]) -> str:
     rows = []
     for name, figures in result["seconds"].items():
         goal = f"< {GOALS[name]:g}" if name in GOALS else ""
-        low, high = figures["low"], figures["high"]
         cpu = f"{result['cpu_s'][name]['median']:.2f}"
-        rows.append([WHAT[name], f"{figures['median']:.2f} ({low:.2f}-{high:.2f})", cpu, goal])
+        rows.append([WHAT[name], in_words(figures), cpu, goal])
     machine = result["machine"]
     return (
         format_table(["from the command", "seconds", "of a CPU", "goal"], rows)

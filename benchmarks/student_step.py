@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import describe_machine, photographs, processor, random_cache, spread
+from record import describe_machine, in_words, photographs, processor, random_cache, spread
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -184,7 +184,7 @@ def main() -> None:
             print(
                 f"| {name} | {1e3 * found['cache_s']['median']:.1f} "
                 f"| {1e3 * found['constant_s']['median']:.1f} | {found['ratio_of_medians']:.3f} "
-                f"| {pairs['median']:.3f} ({pairs['low']:.3f}-{pairs['high']:.3f}) |",
+                f"| {in_words(pairs, '.3f')} |",
                 flush=True,
             )
     if args.json:

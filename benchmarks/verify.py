@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record import describe_machine, forget, processor, random_cache, spread
+from record import describe_machine, forget, in_words, processor, random_cache, seconds, spread
 
 from kdcache.store import open_cache
 from kdcache.verify import verify_cache
@@ -43,13 +43,6 @@ def read_all(files: list[Path]) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(read, files))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def measure(path: Path, rounds: int) -> dict[str, Any]:
@@ -102,7 +95,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append(
             f"{state:<6} {figures['read_bytes_per_s']['median'] / 1e6:>10,.0f} "
             f"{figures['verify_bytes_per_s']['median'] / 1e6:>12,.0f}  "
-            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+            f"{in_words(ratio)}"
         )
     machine = result["machine"]
     lines.append(

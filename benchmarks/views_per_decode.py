@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from record import describe_machine, processor, spread
+from record import describe_machine, in_words, processor, spread
 
 from kdcache.extract import run_extraction
 from kdcache.images import ImageSet, open_images
@@ -138,9 +138,7 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| variant | loop s | times as fast |", "|---|---|---|"]
     for name, seconds in result["seconds"].items():
         faster = result["times_faster"].get(name)
-        words = (
-            f"{faster['median']:.2f} ({faster['low']:.2f}-{faster['high']:.2f})" if faster else ""
-        )
+        words = in_words(faster) if faster else ""
         lines.append(f"| {name} | {statistics.median(seconds):.2f} | {words} |")
     return "\n".join(lines)
 

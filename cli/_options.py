@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kdcache.cores import available_cores
 from kdcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -83,8 +84,7 @@ def open_device(name: str | None) -> "torch.device":
 
 def num_workers(wanted: int | None) -> int:
     """How many rendering processes to start."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return wanted if wanted is not None else min(cores or 1, 16)
+    return wanted if wanted is not None else min(available_cores(), 16)
 
 
 def import_beside(wanted: int | None, module: str) -> None:

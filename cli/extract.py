@@ -91,7 +91,8 @@ def extract(
     Run the same command again after any interruption: it goes on where it stopped. Several of them
     at once, under torchrun, in a SLURM array or by hand, share the work out.
     """
-    import_beside(workers, "kdcache.extract.engine")
+    if on == "local":  # elsewhere others render
+        import_beside(workers, "kdcache.extract.engine")
     from kdcache import distributed
     from kdcache.extract import run_extraction, run_extractions
     from kdcache.images import open_images

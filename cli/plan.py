@@ -175,7 +175,8 @@ def _given(question: "Question", path: Path) -> "Rates":
 
 
 def _measured(question: "Question", device: "torch.device", disk: Path) -> "Rates":
-    from kdcache.plan import available_cores, measure
+    from kdcache.cores import available_cores
+    from kdcache.plan import measure
     from kdcache.progress import progress_bar
 
     if not len(question.job.images):

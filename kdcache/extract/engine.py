@@ -9,8 +9,8 @@ order, after any interruption, and whether values were known before or not.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from kdcache.shapes import Bool, Int64, UInt8
 from kdcache.store import CacheWriter, Taken
 from kdcache.views import Made, Witness, witness_mask, witnesses_to_arrays
 from kdcache.workers import Renderers
+
+T = TypeVar("T")
 
 _UNDER_WAY = 1
 """Batches that a device may be busy with while the next one is put together."""
@@ -102,33 +104,30 @@ def extract(
         DataError: an image has changed since it was indexed;
             the teacher gave a value that is not finite, or does not fit into the dtype.
     """
+    make_ready(job, device)
+    report = Report(renderers=rendering.workers)
+    parts = (part for piece in pieces for part in parts_of(job, known, writer, piece))
+    draft = None
+    for rendered in timed(rendering(parts), [report]):
+        part = rendered.part
+        if draft is None:
+            draft = Draft(job, writer, part.piece, device, report)
+        draft.add(rendered)
+        progress(len(part.rows))
+        if part.is_last:
+            draft.commit(known)
+            progress(draft.num_rows_left)
+            draft = None
+    return report
+
+
+def make_ready(job: Job, device: torch.device) -> None:
+    """Put the teacher, and what torch computes with, where the job wants them."""
     if job.precision == "fp32":
         without_tf32()
     if device.index is not None:
         torch.cuda.set_device(device)  # or the thread that pins memory opens the first one, too
     job.teacher.to(device)
-    report = Report(renderers=rendering.workers)
-    parts = (part for piece in pieces for part in parts_of(job, known, writer, piece))
-    draft = None
-    for rendered in _timed(rendering(parts), report):
-        part = rendered.part
-        if draft is None:
-            draft = Draft(job, writer, part.piece, device, report)
-        started = time.monotonic()
-        report.views += draft.add(rendered)
-        report.decode_s += rendered.decode_s
-        report.render_s += rendered.render_s
-        if part.is_last:
-            draft.show_rest()
-        report.teacher_s += time.monotonic() - started
-        progress(len(part.rows))
-        if part.is_last:
-            started = time.monotonic()
-            draft.commit(known)
-            report.writing_s += time.monotonic() - started
-            progress(draft.num_rows_left)
-            draft = None
-    return report
 
 
 class Draft:
@@ -154,11 +153,10 @@ class Draft:
         self.num_rows_left = len(self._rows)
         """Rows of which nothing was rendered."""
 
-    def add(self, rendered: Rendered) -> int:
-        """Take the views of a part in, and show the teacher as many batches as are full.
-
-        Returns the number of these views that the teacher is shown, now or in a later batch.
-        """
+    def add(self, rendered: Rendered) -> None:
+        """Take the views of a part in, and show the teacher as many batches as are full; with the
+        last part, what is left as well."""
+        started = time.monotonic()
         self.num_rows_left -= len(rendered.part.rows)
         self._unreadable |= rendered.unreadable
         self._witnesses += rendered.witnesses
@@ -172,9 +170,14 @@ class Draft:
                 new = _Waiting(new.places[room:], new.pixels[room:])
                 if len(waiting[-1].places) == room:
                     self._show(waiting)
-        return sum(seen.pixels.shape[0] * seen.pixels.shape[1] for seen in rendered.seen)
+            self._report.views += seen.pixels.shape[0] * seen.pixels.shape[1]
+        if rendered.part.is_last:
+            self._show_rest()
+        self._report.decode_s += rendered.decode_s
+        self._report.render_s += rendered.render_s
+        self._report.teacher_s += time.monotonic() - started
 
-    def show_rest(self) -> None:
+    def _show_rest(self) -> None:
         """Show the teacher what does not fill a batch."""
         for waiting in self._waiting.values():
             if waiting:
@@ -184,6 +187,7 @@ class Draft:
 
     def commit(self, known: Known | None) -> None:
         """Add what is known, and keep the piece."""
+        started = time.monotonic()
         taken: dict[str, Taken] = {}
         if known is not None:
             for name, values in self._values.items():
@@ -202,6 +206,7 @@ class Draft:
             witness=witnesses_to_arrays(self._witnesses),
             taken=taken,
         )
+        self._report.writing_s += time.monotonic() - started
 
     def _show(self, waiting: list[_Waiting]) -> None:
         """Show the teacher a batch, which then is empty again."""
@@ -278,10 +283,11 @@ def _by_side(made: Made, part: Part) -> list[_Seen]:
     ]
 
 
-def _timed(items: Iterator[Rendered], report: Report) -> Iterator[Rendered]:
+def timed(items: Iterator[T], reports: Sequence[Report]) -> Iterator[T]:
     """The same items; the time spent waiting for each is added up."""
     started = time.monotonic()
     for item in items:
-        report.waiting_s += time.monotonic() - started
+        for report in reports:
+            report.waiting_s += time.monotonic() - started
         yield item
         started = time.monotonic()

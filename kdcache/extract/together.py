@@ -15,7 +15,15 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.extract.begin import open_writer
 from kdcache.extract.claims import Claims, join
-from kdcache.extract.engine import Draft, Part, Rendered, parts_of, rendered_part
+from kdcache.extract.engine import (
+    Draft,
+    Part,
+    Rendered,
+    make_ready,
+    parts_of,
+    rendered_part,
+    timed,
+)
 from kdcache.extract.job import Job
 from kdcache.extract.report import Report
 from kdcache.extract.run import (
@@ -27,7 +35,7 @@ from kdcache.extract.run import (
     index_or_refuse,
 )
 from kdcache.images import ImageSet
-from kdcache.precision import Wanted, settle, without_tf32
+from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar, Progress
 from kdcache.store import CacheWriter, Dtype
 from kdcache.teachers import Teacher
@@ -89,10 +97,12 @@ def run_extractions(
             for teacher in teachers
         ]
         writers = [open_writer(job, out, device) for job, out in zip(jobs, outs, strict=True)]
-        missing = {piece for writer in writers for piece in writer.missing()}
-        left = sum(len(writers[0].piece_rows(piece)) for piece in missing)
+        lacking = [set(writer.missing()) for writer in writers]
+        left = sum(len(writers[0].piece_rows(piece)) for piece in set().union(*lacking))
         with bar("extract", total=len(images), unit="images", done=len(images) - left) as progress:
-            reports = _extract(jobs, writers, device=device, workers=workers, progress=progress)
+            reports = _extract(
+                jobs, writers, lacking, device=device, workers=workers, progress=progress
+            )
         outcomes = []
         for job, out, claim, report in zip(jobs, outs, claims, reports, strict=True):
             outcome = complete(
@@ -130,17 +140,19 @@ def _join_all(outs: Sequence[Path], stack: ExitStack) -> list[Claims]:
 def _extract(
     jobs: Sequence[Job],
     writers: Sequence[CacheWriter],
+    lacking: Sequence[set[int]],
     *,
     device: torch.device,
     workers: int,
     progress: Progress,
 ) -> list[Report]:
-    """Compute every piece that a cache lacks, for all that lack it."""
-    if jobs[0].precision == "fp32":
-        without_tf32()
+    """Compute every piece that a cache lacks, for all that lack it.
+
+    Args:
+        lacking: the pieces of each.
+    """
     for job in jobs:
-        job.teacher.to(device)
-    lacking = [set(writer.missing()) for writer in writers]
+        make_ready(job, device)
     parts = (
         part
         for piece in sorted(set().union(*lacking))
@@ -149,37 +161,21 @@ def _extract(
     reports = [Report(renderers=workers) for _ in jobs]
     pin = device.type == "cuda"
     drafts: dict[int, Draft] = {}
-    waited = time.monotonic()
-    for rendered in render_ahead(_PartImages(jobs), parts, workers=workers, pin=pin):
+    items = render_ahead(_PartImages(jobs), parts, workers=workers, pin=pin)
+    for rendered in timed(items, reports):
         part = rendered[0].part
-        for report in reports:
-            report.waiting_s += time.monotonic() - waited
         for at, (job, writer, report) in enumerate(zip(jobs, writers, reports, strict=True)):
             if part.piece not in lacking[at]:
                 continue
             draft = drafts.get(at) or Draft(job, writer, part.piece, device, report)
             drafts[at] = draft
-            _take(draft, rendered[at], report)
+            draft.add(rendered[at])
+            if part.is_last:
+                draft.commit(None)
         if part.is_last:
             drafts.clear()
         progress(len(part.rows))
-        waited = time.monotonic()
     return reports
-
-
-def _take(draft: Draft, rendered: Rendered, report: Report) -> None:
-    """Show a teacher a part; with the last one, keep the piece."""
-    started = time.monotonic()
-    report.views += draft.add(rendered)
-    report.decode_s += rendered.decode_s
-    report.render_s += rendered.render_s
-    if rendered.part.is_last:
-        draft.show_rest()
-    report.teacher_s += time.monotonic() - started
-    if rendered.part.is_last:
-        started = time.monotonic()
-        draft.commit(None)
-        report.writing_s += time.monotonic() - started
 
 
 class _PartImages:

@@ -1,7 +1,7 @@
 """Plans: the size of a cache, the hours of its extraction, and when it pays, before any of it."""
 
 from kdcache.plan.forecast import Epochs, Forecast, Machines, forecast_epochs, forecast_extraction
-from kdcache.plan.measure import available_cores, measure
+from kdcache.plan.measure import measure
 from kdcache.plan.question import Question
 from kdcache.plan.rates import Rates, check_about, load_rates, save_rates
 from kdcache.plan.run import Plan, ask, make_plan
@@ -14,7 +14,6 @@ __all__ = [
     "Question",
     "Rates",
     "ask",
-    "available_cores",
     "check_about",
     "forecast_epochs",
     "forecast_extraction",

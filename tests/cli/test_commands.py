@@ -1,49 +1,20 @@
 """The command line as a user meets it: a process, its output, its exit code."""
 
-import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import kdcache, refused
 from conftest import make_folder
-from kdcache_cli.main import main
 from small import make_cache, tree_of
 
 from kdcache.methods import available_methods
 from kdcache.train import read_metrics
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def kdcache(*arguments) -> Done:
-    """Run a command in this process, through `main`, errors and exit code included."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        redirect_stdout(stdout),
-        redirect_stderr(stderr),
-    ):
-        patched.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    return Done(code, stdout.getvalue(), stderr.getvalue())
 
 
 def process(*arguments, **environment) -> subprocess.CompletedProcess[str]:
@@ -54,15 +25,6 @@ def process(*arguments, **environment) -> subprocess.CompletedProcess[str]:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
-
-
-def refused(done, message, hint) -> None:
-    """An error is two lines, says what was found and what to do, and exits with 1."""
-    assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    error, _, advice = done.stderr[done.stderr.index("error: ") :].partition("\n\nhint: ")
-    assert message in error, done.stderr
-    assert hint in advice, done.stderr
 
 
 @pytest.fixture(scope="module")

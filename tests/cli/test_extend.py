@@ -1,29 +1,10 @@
 """`kdcache extend` as a user meets it."""
 
-import sys
-
 import pytest
-from kdcache_cli.main import main
+from commands import kdcache
 from small import make_cache, tree_of
 
 from kdcache.store import open_cache
-
-
-@pytest.fixture
-def kdcache(monkeypatch, capsys):
-    """Runs a command through `main`; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +15,7 @@ def cache(tiny_images, tiny_weights, tmp_path_factory):
     return out
 
 
-def test_more_views_of_the_same_images(kdcache, cache, tiny_images, tiny_weights, tmp_path):
+def test_more_views_of_the_same_images(cache, tiny_images, tiny_weights, tmp_path):
     new = tmp_path / "new"
     options = ("--data", tiny_images, "--weights", tiny_weights, "--views", 3, "--workers", 0)
     code, stdout, stderr = kdcache("extend", cache, "--out", new, *options)
@@ -52,7 +33,7 @@ def test_more_views_of_the_same_images(kdcache, cache, tiny_images, tiny_weights
     assert " views in " not in stderr
 
 
-def test_missing_images_and_missing_cache_are_told(kdcache, cache, tiny_weights, tmp_path):
+def test_missing_images_and_missing_cache_are_told(cache, tiny_weights, tmp_path):
     weights = ("--weights", tiny_weights)
     code, _, stderr = kdcache("extend", cache, "--out", tmp_path / "new", "--views", 3, *weights)
     assert code == 1

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import sys
 
 import pytest
-from kdcache_cli.main import main
+from commands import kdcache
 from small import make_cache
 
 from kdcache.train import loop
@@ -22,23 +21,6 @@ batch_size = 8
 [run]
 policy = "weak"
 """
-
-
-@pytest.fixture
-def kdcache(monkeypatch, capsys):
-    """Runs a command through `main`; gives exit code, standard output and standard error."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +44,7 @@ def options(recipes, data, out):
     return ["train", *given, "--data", data, "--out", out, "--workers", 0, "--device", "cpu"]
 
 
-def test_several_recipes_make_a_run_each(kdcache, recipes, cache, tiny_images, tmp_path):
+def test_several_recipes_make_a_run_each(recipes, cache, tiny_images, tmp_path):
     out = tmp_path / "runs"
     command = options(recipes, tiny_images, out)
     own = [*command, "--cache", f"simreg={cache}", "--cache", f"vkd={cache}"]
@@ -83,7 +65,7 @@ def test_several_recipes_make_a_run_each(kdcache, recipes, cache, tiny_images, t
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
 def test_stopped_run_says_by_its_exit_code_that_it_wants_to_go_on(
-    number, expected, kdcache, recipes, cache, tiny_images, tmp_path, monkeypatch
+    number, expected, recipes, cache, tiny_images, tmp_path, monkeypatch
 ):
     step = loop._step
 

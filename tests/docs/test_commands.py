@@ -1,14 +1,12 @@
 """Every command that the guide shows is run, in its order, in a tiny real world (`stage`)."""
 
-import io
 import sys
 import urllib.request
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import commands
 import pytest
 from docs.guide import PAGES, ROOT, Block, blocks, name_of, tokens
-from kdcache_cli.main import main
 from share import serving
 from share.fake_hub import hub_for
 
@@ -129,8 +127,9 @@ def run_block(block: Block, folder: Path, http: str, monkeypatch: pytest.MonkeyP
             "configs": str(ROOT / "configs"),
         }
         words = stage.staged(words, addresses)
-        code, printed = run(words, monkeypatch)
-        assert code == 0, f"$ {command}\nrun as: {' '.join(words)}\n{printed}"
+        done = commands.kdcache(*words[1:])
+        said = f"{done.stdout}\n{done.stderr}"
+        assert done.returncode == 0, f"$ {command}\nrun as: {' '.join(words)}\n{said}"
 
 
 def run_python(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,16 +146,3 @@ def run_python(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as here:
         here.syspath_prepend(str(folder))
         exec(compile(text, "a block of the page", "exec"), {"__name__": "__main__"})
-
-
-def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """The exit code of a command, run in this process through `main`, and all that it says."""
-    said = io.StringIO()
-    with monkeypatch.context() as here, redirect_stdout(said), redirect_stderr(said):
-        here.setattr(sys, "argv", words)
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    return code, said.getvalue()

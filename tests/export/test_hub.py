@@ -1,18 +1,15 @@
 """An export on the Hugging Face Hub, against a hub of our own."""
 
-import io
 import json
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 
 import numpy as np
 import pytest
 import timm
 import torch
+from commands import kdcache
 from export.test_run import normalised, our_features, run_folder, student_file
 from huggingface_hub import ModelCard, constants
-from kdcache_cli.main import main
 from share.fake_hub import Blob, hub_for
 
 from kdcache.errors import CacheNotFound, ConfigError, PlaceError
@@ -39,22 +36,6 @@ def exported(tmp_path):
 
 def publish(exported, url=URL, public=False, tell=pytest.fail) -> str:
     return open_hub_model(url).publish(exported, public=public, bar=silent_bar, tell=tell)
-
-
-def kdcache(*arguments) -> tuple[int, str, str]:
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patched,
-        redirect_stdout(stdout),
-        redirect_stderr(stderr),
-    ):
-        patched.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-    return code, stdout.getvalue(), stderr.getvalue()
 
 
 def refused(kind, message, hint, action) -> None:

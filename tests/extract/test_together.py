@@ -1,12 +1,10 @@
 """Several teachers in one pass: each cache is the one that its teacher would have made alone."""
 
-import sys
-
 import numpy as np
 import pytest
 import timm
 import torch
-from kdcache_cli.main import main
+from commands import kdcache, refused
 from small import CPU, make_cache, tree_of
 
 from kdcache.errors import ConfigError
@@ -77,11 +75,11 @@ def test_a_cache_that_is_ahead_is_left_as_it_is_and_the_others_catch_up(
 ):
     outs = [tmp_path / str(at) for at in range(3)]
     make_cache(tiny_images, weights[1], outs[1], image_size=48, num_views=3)
-    asked, real = [], module._take
+    asked, real = [], module.Draft.add
     monkeypatch.setattr(
-        module,
-        "_take",
-        lambda draft, *a: (asked.append(draft._job.teacher.image_size), real(draft, *a)),
+        module.Draft,
+        "add",
+        lambda draft, new: (asked.append(draft._job.teacher.image_size), real(draft, new)),
     )
     extract_all(tiny_images, weights, outs)
     assert set(asked) == {32}
@@ -108,21 +106,16 @@ def test_as_many_different_folders_as_teachers_are_asked_for(tiny_images, weight
         extract_all(tiny_images, weights, [tmp_path / "a", tmp_path / "a", tmp_path / "b"])
 
 
-def test_the_command_takes_teachers_in_pairs_with_their_caches(
-    tiny_images, weights, tmp_path, monkeypatch, capsys
-):
-    start = ["kdcache", "extract", "--data", str(tiny_images), "--image-size", "32", "--views", "1"]
-    start += ["--device", "cpu", "--workers", "0"]
+def test_the_command_takes_teachers_in_pairs_with_their_caches(tiny_images, weights, tmp_path):
+    start = ["extract", "--data", tiny_images, "--image-size", 32, "--views", 1]
+    start += ["--device", "cpu", "--workers", 0]
     one, other = (
-        ["--teacher", "timm:test_resnet", "--weights", str(file), "--out", str(tmp_path / name)]
+        ["--teacher", "timm:test_resnet", "--weights", file, "--out", tmp_path / name]
         for file, name in ((weights[0], "a"), (weights[2], "b"))
     )
-    monkeypatch.setattr(sys, "argv", [*start, *one, *other[:4]])
-    with pytest.raises(SystemExit):
-        main()
-    assert "2 teachers are given, and 1 --out" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*start, *one, *other])
-    with pytest.raises(SystemExit, match="0"):
-        main()
-    assert len(set(capsys.readouterr().out.split())) == 2
+    done = kdcache(*start, *one, *other[:4])
+    refused(done, "2 teachers are given, and 1 --out", "")
+    done = kdcache(*start, *one, *other)
+    assert done.returncode == 0, done.stderr
+    assert len(set(done.stdout.split())) == 2
     assert np.all([(tmp_path / name / "manifest.json").exists() for name in "ab"])

@@ -1,10 +1,9 @@
 """Measuring: that every stage is really run; how fast it was is nobody's business here."""
 
 import json
-import sys
 
 import pytest
-from kdcache_cli.main import main
+from commands import kdcache, refused
 from plan.test_run import question
 from small import CPU, recipe_for
 
@@ -30,26 +29,23 @@ def test_every_stage_gets_a_rate_and_the_disk_is_left_as_it_was(
     assert rates.about == asked.about()
 
 
-def test_rates_that_were_saved_give_the_same_plan_again(
-    tiny_images, tiny_weights, tmp_path, monkeypatch, capsys
-):
+def test_rates_that_were_saved_give_the_same_plan_again(tiny_images, tiny_weights, tmp_path):
     arguments = [
-        "kdcache", "plan", "--teacher", "timm:test_resnet", "--weights", str(tiny_weights),
-        "--data", str(tiny_images), "--image-size", "32", "--views", "2", "--device", "cpu",
+        "plan", "--teacher", "timm:test_resnet", "--weights", tiny_weights,
+        "--data", tiny_images, "--image-size", "32", "--views", "2", "--device", "cpu",
         "--method", "simreg", "--student", "test_resnet", "--workers", "1", "--json",
         "--set", "student.image_size=32", "--set", "train.batch_size=8", "--epochs", "3",
     ]  # fmt: skip
-    path = str(tmp_path / "rates.toml")
+    path = tmp_path / "rates.toml"
     answers = []
-    for more in (["--disk", str(tmp_path), "--save-rates", path], ["--rates", path]):
-        monkeypatch.setattr(sys, "argv", [*arguments, *more])
-        with pytest.raises(SystemExit, match="0"):
-            main()
-        answers.append(json.loads(capsys.readouterr().out))
+    for more in (["--disk", tmp_path, "--save-rates", path], ["--rates", path]):
+        done = kdcache(*arguments, *more)
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout))
     first, again = answers
     assert again == first
     assert first["asked"]["epochs"] == 3
-    assert load_rates(tmp_path / "rates.toml").student_batch == 8
+    assert load_rates(path).student_batch == 8
 
 
 @pytest.mark.parametrize(
@@ -61,9 +57,6 @@ def test_rates_that_were_saved_give_the_same_plan_again(
         (["--student", "resnet18", "--images", "1e6"], "no --method"),
     ],
 )
-def test_a_question_that_cannot_be_answered_is_told_what_lacks(monkeypatch, capsys, options, words):
-    arguments = ["kdcache", "plan", "--teacher", "timm:test_resnet", "--device", "cpu", *options]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit):
-        main()
-    assert words in capsys.readouterr().err
+def test_a_question_that_cannot_be_answered_is_told_what_lacks(options, words):
+    done = kdcache("plan", "--teacher", "timm:test_resnet", "--device", "cpu", *options)
+    refused(done, words, "")

@@ -1,16 +1,13 @@
 """The cache card: what it says, and that it says no more than is known."""
 
-import io
 import re
-import sys
-from contextlib import redirect_stdout
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
 from huggingface_hub.repocard import metadata_load
-from kdcache_cli.main import main
 from share.caches import NUM_ROWS, RECIPE, UNREADABLE, grow, make_cache, values_of
 
 import kdcache
@@ -138,13 +135,10 @@ def test_every_paper_of_the_registry_can_be_cited_whole():
         assert text.count("{") == text.count("}")
 
 
-def test_the_command_prints_or_writes_the_card(cache, tmp_path, monkeypatch):
+def test_the_command_prints_or_writes_the_card(cache, tmp_path):
     out = tmp_path / "README.md"
-    printed = io.StringIO()
-    for more in ([], ["--out", str(out)]):
-        command = ["kdcache", "card", str(cache.path), "--data-licence", "CC0-1.0", *more]
-        monkeypatch.setattr(sys, "argv", command)
-        with redirect_stdout(printed), pytest.raises(SystemExit) as end:
-            main()
-        assert not end.value.code
-    assert out.read_text() == printed.getvalue() == make_card(cache, data_licence="CC0-1.0")
+    command = ("card", cache.path, "--data-licence", "CC0-1.0")
+    printed, written = (commands.kdcache(*command, *more) for more in ([], ["--out", out]))
+    assert (printed.returncode, written.returncode) == (0, 0)
+    assert out.read_text() == printed.stdout == make_card(cache, data_licence="CC0-1.0")
+    assert not written.stdout

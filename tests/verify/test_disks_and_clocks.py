@@ -4,12 +4,11 @@ import ast
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from kdcache_cli.main import main
+from commands import Done, kdcache, refused
 from small import make_cache, tree_of
 from store import making
 from verify import damage
@@ -36,36 +35,29 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def extract(data, weights, out, monkeypatch) -> int:
-    """Run the command; its exit code."""
-    arguments = [
+def extract(data, weights, out) -> Done:
+    """Run the command."""
+    return kdcache(
         "extract", "--teacher", "timm:test_resnet", "--weights", weights, "--data", data,
         "--out", out, "--views", 2, "--image-size", 32, "--dtype", "float32", "--batch-size", 16,
         "--workers", 0, "--device", "cpu",
-    ]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["kdcache", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+    )  # fmt: skip
 
 
 def test_disk_that_fills_in_an_extraction_is_explained_and_nothing_is_lost(
-    tiny_images, tiny_weights, tmp_path, small_disk, monkeypatch, capsys
+    tiny_images, tiny_weights, tmp_path, small_disk, monkeypatch
 ):
     monkeypatch.setattr(layout, "PIECE_ROWS", 16)
     with monkeypatch.context() as patched:
         # There was room, and others have filled it since.
         patched.setattr("kdcache.extract.run._check_room", lambda writer, out: None)
-        assert extract(tiny_images, tiny_weights, small_disk / "c", patched) == 1
-    error, _, hint = capsys.readouterr().err.splitlines()[-3:]
-    assert "no space left on device; nothing that was finished is lost" in error
-    assert "run the same command again" in hint
+        done = extract(tiny_images, tiny_weights, small_disk / "c")
+    message = "no space left on device; nothing that was finished is lost"
+    refused(done, message, "run the same command again")
     assert not (small_disk / "c" / "manifest.json").exists()
     assert list((small_disk / "c" / ".work" / "pieces").glob("*.npz"))
     shutil.copytree(small_disk / "c", tmp_path / "c")  # to where there is space
-    assert extract(tiny_images, tiny_weights, tmp_path / "c", monkeypatch) == 0
+    assert extract(tiny_images, tiny_weights, tmp_path / "c").returncode == 0
     assert verify_cache(tmp_path / "c").whole
     make_cache(tiny_images, tiny_weights, tmp_path / "whole")
     assert tree_of(tmp_path / "c") == tree_of(tmp_path / "whole")
