@@ -152,7 +152,7 @@ def by_people(args: argparse.Namespace, images: ImageSet, *, once: bool) -> Iter
 def by_renderer(args: argparse.Namespace, images: ImageSet, teacher: Teacher) -> Iterator[Tensor]:
     """The same by this renderer, normalised as the teacher does."""
     ids = index_images(images).ids
-    maker = ViewMaker(images, ids, get_policy(args.policy), 0, get_renderer("r0"), SIZE)
+    maker = ViewMaker(images, ids, get_policy(args.policy), 0, get_renderer(), SIZE)
     views = np.arange(args.views)
     step = max(1, args.batch_size // args.views)
     mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))

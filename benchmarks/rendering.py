@@ -114,7 +114,7 @@ def measure(
     """Views per CPU second of every form, and how many times as fast ours is."""
     images = open_images(folder)
     index = index_images(images, threads=1, progress=silent)
-    maker = ViewMaker(images, index.ids, policy, 0, get_renderer("r0"), size)
+    maker = ViewMaker(images, index.ids, policy, 0, get_renderer(), size)
     rows = np.linspace(0, len(images) - 1, num_images).astype(np.int64)
     files = [folder / images.paths[row] for row in rows]
     views = np.arange(num_views)

@@ -174,7 +174,7 @@ def main() -> None:
             caches[array] = open_cache(work / array)
         shown = open_images(photographs(work / "photographs", 2))
         maker = ViewMaker(
-            shown, index_images(shown).ids, get_policy("weak"), 0, get_renderer("r0"), args.size
+            shown, index_images(shown).ids, get_policy("weak"), 0, get_renderer(), args.size
         )
         stream = SampleStream(args.batch_size, args.batch_size, 0)
         images = StepImages(maker, Plan(stream, ViewSchedule(1, 1)), np.arange(2), 1)

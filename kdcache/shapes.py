@@ -5,6 +5,18 @@ F teacher feature      D target          E student feature
 K negatives            S rendered size   C channels (RGB)
 """
 
-from jaxtyping import Bool, Float, Float16, Int, Int8, Int32, Int64, Shaped, UInt8, UInt64
+from jaxtyping import Bool, Float, Float16, Int, Int8, Int32, Int64, Shaped, UInt8, UInt16, UInt64
 
-__all__ = ["Bool", "Float", "Float16", "Int", "Int8", "Int32", "Int64", "Shaped", "UInt8", "UInt64"]
+__all__ = [
+    "Bool",
+    "Float",
+    "Float16",
+    "Int",
+    "Int8",
+    "Int32",
+    "Int64",
+    "Shaped",
+    "UInt8",
+    "UInt16",
+    "UInt64",
+]

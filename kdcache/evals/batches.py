@@ -17,8 +17,6 @@ from kdcache.shapes import Int64, UInt8
 from kdcache.views import Policy, ViewMaker, get_renderer
 from kdcache.workers import render_ahead
 
-RENDERER = "r0"
-
 
 class Batch(NamedTuple):
     """What could be rendered of a batch of rows, and why the rest could not."""
@@ -66,7 +64,7 @@ def build_maker(
     """
     if ids is None:
         ids = index_images(images, threads=max(workers, 1), progress=silent).ids
-    return ViewMaker(images, ids, policy, seed, get_renderer(RENDERER), image_size)
+    return ViewMaker(images, ids, policy, seed, get_renderer(), image_size)
 
 
 def render(

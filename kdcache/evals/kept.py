@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float32
 
 from kdcache.errors import DataError
-from kdcache.evals.batches import RENDERER, build_maker
+from kdcache.evals.batches import build_maker
 from kdcache.evals.dataset import LabelledSet
 from kdcache.evals.features import Features, Seen, check_finite, see
 from kdcache.evals.subject import Subject
@@ -25,7 +25,7 @@ from kdcache.files import canonical_json, in_turn, sha256_of, write_atomic
 from kdcache.images import decoder_description
 from kdcache.progress import Bar
 from kdcache.versions import library_versions
-from kdcache.views import Policy, ViewMaker
+from kdcache.views import Policy, ViewMaker, get_renderer
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -83,7 +83,7 @@ def _identity(subject: Subject, part: LabelledSet, policy: Policy) -> dict[str, 
         "format": FORMAT,
         "network": subject.identity(),
         "images": part.fingerprint,
-        "view": {"policy": policy.to_dict(), "seed": 0, "index": 0, "renderer": RENDERER},
+        "view": {"policy": policy.to_dict(), "seed": 0, "index": 0, "renderer": get_renderer().id},
         "decoder": decoder_description(),
         "precision": "fp32",
     }

@@ -2,6 +2,7 @@
 
 from kdcache.extract.again import job_again, maker_of, teacher_of
 from kdcache.extract.ask import hear
+from kdcache.extract.begin import made_with
 from kdcache.extract.cluster import Cluster, join_ray
 from kdcache.extract.engine import extract, renderers
 from kdcache.extract.extend import Extension, run_extension
@@ -21,6 +22,7 @@ __all__ = [
     "hear",
     "job_again",
     "join_ray",
+    "made_with",
     "maker_of",
     "renderers",
     "run_extension",

@@ -13,9 +13,10 @@ from kdcache.store import CacheWriter, RowIndex, create_cache, load_image_ids
 from kdcache.versions import library_versions
 
 
-def made_with(job: Job, device: torch.device) -> dict[str, str]:
-    """What may decide last bits, besides the recipe."""
-    return {**library_versions(), **job.renderer.environment(), "device": device.type}
+def made_with(device: torch.device) -> dict[str, str]:
+    """What may decide the last bits of what a teacher says, besides the recipe."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {**library_versions(), "cpu_capability": capability, "device": device.type}
 
 
 def open_writer(
@@ -23,7 +24,7 @@ def open_writer(
 ) -> CacheWriter:
     """The cache of a job, begun or gone on with."""
     head = job.teacher.head
-    versions = made_with(job, device)
+    versions = made_with(device)
     return create_cache(
         out,
         recipe=describe(job),

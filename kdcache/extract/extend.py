@@ -121,7 +121,7 @@ def run_extension(
     if known is None:
         tell(f"nothing of `{cache.path}` can be taken over: {'; '.join(others)}")
     else:
-        _tell_plan(job, known, made_with(job, device), tell)
+        _tell_plan(job, known, made_with(device), tell)
     with join(out) as claims:
         outcome = complete(
             job,

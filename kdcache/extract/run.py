@@ -23,8 +23,6 @@ from kdcache.store import CacheWriter, Dtype, open_cache
 from kdcache.teachers import Teacher
 from kdcache.views import Policy, get_policy, get_renderer
 
-RENDERER = "r0"
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,7 +97,7 @@ def run_extraction(
             policy=wanted_policy,
             seed=seed,
             num_views=num_views,
-            renderer=get_renderer(RENDERER),
+            renderer=get_renderer(),
             dtype=dtype,
             precision=settle(precision, device) if cluster is None else cluster.settle(precision),
             batch_size=batch_size,

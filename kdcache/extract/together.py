@@ -27,7 +27,6 @@ from kdcache.extract.engine import (
 from kdcache.extract.job import Job
 from kdcache.extract.report import Report
 from kdcache.extract.run import (
-    RENDERER,
     Outcome,
     check_small_crops,
     check_whole_sets,
@@ -88,7 +87,7 @@ def run_extractions(
                 policy=wanted,
                 seed=seed,
                 num_views=num_views,
-                renderer=get_renderer(RENDERER),
+                renderer=get_renderer(),
                 dtype=dtype,
                 precision=settle(precision, device),
                 batch_size=batch_size,

@@ -10,7 +10,7 @@ import torch
 from kdcache.errors import ConfigError
 from kdcache.extract import Job
 from kdcache.extract.begin import made_with
-from kdcache.extract.run import RENDERER, check_small_crops, check_whole_sets
+from kdcache.extract.run import check_small_crops, check_whole_sets
 from kdcache.images import ImageSet, index_images, refuse_suspects, take_rows
 from kdcache.plan.forecast import (
     Epochs,
@@ -228,13 +228,13 @@ def ask(
         policy=wanted,
         seed=0,
         num_views=num_views,
-        renderer=get_renderer(RENDERER),
+        renderer=get_renderer(),
         dtype=dtype,
         precision=settle(precision, device),
         batch_size=batch_size,
         arrays=tuple(arrays) if arrays is not None else None,
     )
-    question = Question(job, num_images, classes, path_bytes, made_with(job, device), student)
+    question = Question(job, num_images, classes, path_bytes, made_with(device), student)
     if student is not None:
         _check_student(question, student)
     return question

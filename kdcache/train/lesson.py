@@ -21,9 +21,6 @@ from kdcache.train.data import Plan, StepImages, ViewSchedule, join_images
 from kdcache.train.online import LiveTargets
 from kdcache.views import ViewMaker, get_policy, get_renderer
 
-FRESH_RENDERER = "r0"
-"""Renders views that no cache prescribes."""
-
 
 @dataclass(frozen=True)
 class Lesson:
@@ -64,7 +61,7 @@ def lesson_alone(recipe: Recipe, images: ImageSet, bar: Bar) -> tuple[Lesson, st
         index.ids,
         get_policy(recipe.run.policy or recipe.method_class.views),
         recipe.run.seed,
-        get_renderer(FRESH_RENDERER),
+        get_renderer(),
         recipe.student.image_size,
     )
     rows = np.arange(len(images))

@@ -235,7 +235,7 @@ def _check_pixels(cache: Cache, rows: Int64[np.ndarray, " N"], lesson: Lesson, t
         maker, images=images, ids=cache.image_ids, size=cache.recipe["teacher"]["image_size"]
     )
     here = [w for w in witnesses_from_arrays(cache.witness()) if places[w.row] >= 0]
-    releases = other_releases(cache.manifest.versions, maker.renderer)
+    releases = other_releases(cache.manifest.versions)
     if releases:
         tell(
             f"views are rendered by other releases than those of `{cache.path}`: "

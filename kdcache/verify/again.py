@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdcache.extract import extract, job_again, maker_of, renderers
+from kdcache.extract import extract, job_again, made_with, maker_of, renderers
 from kdcache.files import canonical_json
 from kdcache.images import ImageIndex, ImageSet, index_images
 from kdcache.progress import Bar
@@ -24,7 +24,6 @@ from kdcache.store.index import index_files, readable_files
 from kdcache.store.publish import WORK
 from kdcache.teachers import Teacher
 from kdcache.verify.images import Matched, match_images, rows_of
-from kdcache.versions import library_versions
 from kdcache.views import ViewMaker, Witness, witness_mask, witnesses_to_arrays
 
 _ROWS_AT_ONCE = 4096
@@ -128,16 +127,16 @@ def shards_again(
         DataError, CacheMismatch: as extraction does.
     """
     job = job_again(recipe, maker, means.teacher(), manifest.num_views)
-    made_with = {**library_versions(), **maker.renderer.environment(), "device": means.device.type}
+    versions = made_with(means.device)
     # What was begun with other libraries is not gone on with.
-    folder = root / WORK / f"again-{hashlib.sha256(canonical_json(made_with)).hexdigest()[:8]}"
+    folder = root / WORK / f"again-{hashlib.sha256(canonical_json(versions)).hexdigest()[:8]}"
     writer = create_cache(
         folder,
         recipe=recipe,
         arrays=job.array_specs(),
         num_views=manifest.num_views,
         index=index,
-        made_with=made_with,
+        made_with=versions,
     )
     pieces = {piece for grid, block in blocks for piece in _pieces(grid, block)}
     left = [piece for piece in writer.missing() if piece in pieces]

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdcache.errors import CacheCorrupt, CacheMismatch
+from kdcache.extract import made_with
 from kdcache.files import exclusive, sync_file, sync_folder
 from kdcache.progress import Bar, silent_bar
 from kdcache.store import Grid, Manifest, RowIndex, plain
@@ -44,8 +46,6 @@ from kdcache.verify.promises import (
     read_whole,
 )
 from kdcache.verify.read import scan_file
-from kdcache.versions import library_versions
-from kdcache.views import ViewMaker
 
 AGAIN = "made again"
 
@@ -254,11 +254,11 @@ def _make_again(bench: _Bench, means: Means) -> None:
         bench.put_all(head_again(means.teacher()), AGAIN)
     if blocks := _blocks(bench, matched, index):
         made = shards_again(root, manifest, recipe, index, maker, means, blocks)
-        _put_shards(bench, made, blocks, maker)
+        _put_shards(bench, made, blocks, means.device)
 
 
 def _put_shards(
-    bench: _Bench, made: Path, blocks: list[tuple[Grid, int]], maker: ViewMaker
+    bench: _Bench, made: Path, blocks: list[tuple[Grid, int]], device: torch.device
 ) -> None:
     for grid, block in blocks:
         for view in range(grid.num_views):
@@ -266,7 +266,7 @@ def _put_shards(
                 continue
             bench.put(name, made / name, AGAIN)
             if name in bench.broken:
-                bench.refuse(name, _other_versions(bench.manifest, maker))
+                bench.refuse(name, _other_versions(bench.manifest, device))
 
 
 def _has(bench: _Bench, group: str) -> bool:
@@ -320,8 +320,8 @@ def _mend_group(bench: _Bench) -> None:
             bench.report.mended[GROUP] = "worked out"
 
 
-def _other_versions(manifest: Manifest, maker: ViewMaker) -> str:
-    here = {**library_versions(), **maker.renderer.environment()}
+def _other_versions(manifest: Manifest, device: torch.device) -> str:
+    here = made_with(device)
     others = [
         f"{name} {here[name]}, not {version}"
         for name, version in manifest.versions.items()
@@ -329,7 +329,7 @@ def _other_versions(manifest: Manifest, maker: ViewMaker) -> str:
     ]
     if others:
         return f"it was made with other releases: {', '.join(others)}"
-    return "it was made with the same releases, so perhaps on another kind of processor"
+    return "it was made with the same releases, so perhaps on another processor"
 
 
 def _what_else(name: str, copy: Copy | None, means: Means | None) -> str:

@@ -88,7 +88,7 @@ def check_teacher(
     rows, ids = rows_of(index_of(cache), cache.readable, images, matched)
     maker = maker_of(cache.recipe, rows, ids, cache.path)
     here = _readable_here(verdict, cache, maker, matched, pairs, seed)
-    if releases := other_releases(cache.manifest.versions, maker.renderer):
+    if releases := other_releases(cache.manifest.versions):
         verdict.notes.append(f"views are rendered by other releases: {'; '.join(releases)}")
     sees_the_same = _check_pixels(verdict, cache, maker, here, pairs)
     if not len(here.rows):

@@ -8,7 +8,6 @@ import numpy as np
 from kdcache.errors import CacheMismatch, DataError
 from kdcache.versions import library_versions
 from kdcache.views.maker import ViewMaker
-from kdcache.views.render import Renderer
 from kdcache.views.witness import Difference, Witness, compare
 
 TOLERATED_LEVELS = 1.0
@@ -102,17 +101,16 @@ def is_tolerated(difference: Difference) -> bool:
     return pixels_alone and difference.mean_levels <= TOLERATED_LEVELS
 
 
-def other_releases(made_with: Mapping[str, str], renderer: Renderer) -> list[str]:
-    """The libraries that make pixels and are other releases here: each with both versions.
+def other_releases(made_with: Mapping[str, str]) -> list[str]:
+    """The libraries that decode images and are other releases here: each with both versions.
 
     Args:
         made_with: the versions in a cache's manifest.
     """
-    here = {**library_versions(), **renderer.environment()}
-    names = [*renderer.environment(), *_DECODERS]
+    here = library_versions()
     return [
         f"{name} {here[name]}, not {made_with[name]}"
-        for name in names
+        for name in _DECODERS
         if made_with.get(name, here[name]) != here[name]
     ]
 

@@ -1,38 +1,41 @@
 """Render: a decoded image and a view's parameters become pixels, one view at a time.
 
 Extraction and training share one renderer; its id and version are part of a cache's name, because
-resize and colour differ between libraries while the parameters of a view do not. The box is cut
-before the resize, which reads nothing outside it and is always antialiased; colour follows at the
-rendered size.
+resize and colour differ between libraries while the parameters of a view do not. This one computes
+in whole numbers (`kernels`), so that a cache made on one machine is trained from on any other with
+the very pixels that its teacher saw. The box is cut before the resize, which reads nothing outside
+it and is always antialiased; colour follows at the rendered size.
 
 *Source:* the order of operations is MoCo-v2's (crop, jitter, grey, blur, flip; a flip commutes with
-the rest and comes first here); pipeline.md, sections 2 to 4, for the choice of libraries.
+the rest and comes first here), each of them Pillow's but for rounding; pipeline.md, sections 2 to
+4, for the measurements.
 """
 
 import itertools
+from collections.abc import Callable
+from decimal import Decimal
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-import torch
-from torch.nn import functional
 
 from kdcache.errors import ConfigError
-from kdcache.shapes import UInt8
+from kdcache.shapes import Int32, UInt8
+from kdcache.views import kernels
 from kdcache.views.draw import FACTOR_ONE, SIGMA_ONE
 from kdcache.views.policies import REFERENCE_SIZE
+
+_STRIP = 256
+"""Columns that are resized together: what they become fits into a processor's own memory."""
 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """A way to make pixels; the same parameters and libraries give the same bits."""
+    """A way to make pixels; the same parameters give the same bits."""
 
     id: str
     version: int
-
-    def environment(self) -> dict[str, str]:
-        """The libraries and the processor features that this renderer's bits depend on."""
-        ...
 
     def geometry(
         self, pixels: UInt8[np.ndarray, "H W 3"], view: np.void, size: int
@@ -47,104 +50,120 @@ class Renderer(Protocol):
         ...
 
 
-class R0:
-    """Bytes resized by torch and coloured by OpenCV: fast, its bits tied to both libraries."""
+class R1:
+    """Whole numbers only: the same bits on every machine, whatever the libraries."""
 
-    id = "r0"
+    id = "r1"
     version = 1
-
-    def environment(self) -> dict[str, str]:
-        """The versions of torch and OpenCV, and the instruction set torch has chosen."""
-        return {
-            "torch": torch.__version__,
-            "opencv": cv2.__version__,
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        }
 
     def geometry(
         self, pixels: UInt8[np.ndarray, "H W 3"], view: np.void, size: int
     ) -> UInt8[np.ndarray, "{size} {size} 3"]:
         """The view's box of the decoded image, resized and perhaps mirrored."""
         top, left = int(view["top"]), int(view["left"])
-        crop = pixels[top : top + int(view["height"]), left : left + int(view["width"])]
-        # The batch dimension comes first, then the permutation: only so does torch see
-        # channels_last, whose bytes stay as they are on the way in and out.
-        batch = torch.from_numpy(np.require(crop, requirements=["C", "W"]))[None]
-        resized = functional.interpolate(
-            batch.permute(0, 3, 1, 2), size=(size, size), mode="bilinear", antialias=True
-        )
-        square = np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
-        return cv2.flip(square, 1) if view["flip"] else square
+        height, width = int(view["height"]), int(view["width"])
+        inside = 0 <= top <= len(pixels) - height and 0 <= left <= pixels.shape[1] - width
+        assert inside, f"box {view} is not inside an image of {len(pixels)} x {pixels.shape[1]}"
+        # Rows are added up, which is fast; then rows and columns change places, twice.
+        down, across = kernels.taps(height, size), kernels.taps(width, size)
+        if view["flip"]:
+            first, count, weights = (np.ascontiguousarray(part[::-1]) for part in across)
+            across = first, count, weights
+        source = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+        turned = np.empty((width, size, 3), np.uint16)
+        for start in range(0, width, _STRIP):
+            stop = min(start + _STRIP, width)
+            rows = np.empty((size, stop - start, 3), np.uint16)
+            kernels.shrink_first(source, top, 3 * (left + start), *down, rows.reshape(size, -1))
+            cv2.transpose(rows, dst=turned[start:stop])
+        columns = np.empty((size, size, 3), np.uint8)
+        kernels.shrink_second(turned.reshape(width, -1), *across, columns.reshape(size, -1))
+        return np.asarray(cv2.transpose(columns))
 
     def colour(
         self, pixels: UInt8[np.ndarray, "S S 3"], view: np.void
     ) -> UInt8[np.ndarray, "S S 3"]:
         """What `geometry` made, after jitter, grey and blur."""
-        if view["jitter"]:
-            for name, change in _ORDERS[view["order"]]:
-                pixels = change(pixels, int(view[name]))
-        if view["grey"]:
-            pixels = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
+        size = len(pixels)
+        if view["jitter"] or view["grey"]:
+            planes = np.empty((3, size * size), np.uint8)
+            kernels.to_planes(np.array(pixels).reshape(-1), planes)
+            if view["jitter"]:
+                for name, change in _ORDERS[view["order"]]:
+                    change(planes, int(view[name]))
+            if view["grey"]:
+                planes[:] = _grey(planes)[0]
+            pixels = np.empty((size, size, 3), np.uint8)
+            kernels.from_planes(planes, pixels.reshape(-1))
         if view["sigma"]:
-            pixels = _blur(pixels, view["sigma"] / SIGMA_ONE * len(pixels) / REFERENCE_SIZE)
+            weights = blur_weights(int(view["sigma"]), size)
+            rows = np.empty((size, 3 * size), np.uint16)
+            kernels.blur_along(np.array(pixels).reshape(size, -1), weights, rows)
+            pixels = np.empty((size, size, 3), np.uint8)
+            kernels.blur_across(rows, weights, pixels.reshape(size, -1))
         return pixels
 
 
-def get_renderer(name: str) -> Renderer:
+def get_renderer(name: str = R1.id) -> Renderer:
     """The renderer of this id.
 
     Raises:
         ConfigError: there is none of this id.
     """
-    if name != R0.id:
-        raise ConfigError(f"no renderer `{name}`", hint=f"there is: {R0.id}")
-    return R0()
+    if name != R1.id:
+        raise ConfigError(
+            f"no renderer `{name}`",
+            hint=f"there is `{R1.id}`; use the kdcache that made the cache, or extract it again",
+        )
+    return R1()
 
 
-def _brightness(pixels: UInt8[np.ndarray, "S S 3"], factor: int) -> UInt8[np.ndarray, "S S 3"]:
-    return cv2.LUT(pixels, _blend_table(0, factor))
+@cache
+def blur_weights(sigma: int, size: int) -> Int32[np.ndarray, " _"]:
+    """Of a Gaussian blur: the weights of the middle, its first neighbours, and so on to 3 sigma.
+
+    Those on both sides and the middle add up to `kernels.ONE`. Decimal numbers are rounded the same
+    way everywhere, which the exponential of a processor's library is not.
+
+    Args:
+        sigma: in 1/1024 pixels of a view of 224.
+        size: of the view, in pixels.
+    """
+    width = Decimal(sigma * size) / (SIGMA_ONE * REFERENCE_SIZE)
+    reach = int((3 * width).to_integral_value(rounding="ROUND_CEILING"))
+    heights = [(-(Decimal(k) ** 2) / (2 * width**2)).exp() for k in range(reach + 1)]
+    total = heights[0] + 2 * sum(heights[1:])
+    sides = [int((kernels.ONE * height / total).to_integral_value()) for height in heights[1:]]
+    return np.array([kernels.ONE - 2 * sum(sides), *sides], np.int32)
 
 
-def _contrast(pixels: UInt8[np.ndarray, "S S 3"], factor: int) -> UInt8[np.ndarray, "S S 3"]:
-    grey = _grey(pixels)
-    total = int(cv2.sumElems(grey)[0])  # whole numbers in float64: exact, for any thread count
-    mean = (2 * total + grey.size) // (2 * grey.size)
-    return cv2.LUT(pixels, _blend_table(mean, factor))
+def _brightness(planes: UInt8[np.ndarray, "3 P"], factor: int) -> None:
+    kernels.blend_with_level(planes, 0, factor)
 
 
-def _blend_table(origin: int, factor: int) -> UInt8[np.ndarray, " 256"]:
-    """Every level moved away from (or towards) `origin` and rounded down, as Pillow blends."""
-    levels = np.arange(256)
-    moved = (origin * FACTOR_ONE + (levels - origin) * factor) // FACTOR_ONE
-    return np.clip(moved, 0, 255).astype(np.uint8)
+def _contrast(planes: UInt8[np.ndarray, "3 P"], factor: int) -> None:
+    count = planes.shape[1]
+    mean = (2 * _grey(planes)[1] + count) // (2 * count)
+    kernels.blend_with_level(planes, mean, factor)
 
 
-def _saturation(pixels: UInt8[np.ndarray, "S S 3"], factor: int) -> UInt8[np.ndarray, "S S 3"]:
-    grey = cv2.cvtColor(_grey(pixels), cv2.COLOR_GRAY2RGB)
-    weight = factor / FACTOR_ONE
-    # OpenCV rounds to the nearest level and Pillow down; a little less than half a level is taken
-    # off, so that whole numbers stay what they are.
-    return cv2.addWeighted(pixels, weight, grey, 1 - weight, -0.498)
+def _saturation(planes: UInt8[np.ndarray, "3 P"], factor: int) -> None:
+    kernels.blend_with_grey(planes, _grey(planes)[0], factor)
 
 
-def _hue(pixels: UInt8[np.ndarray, "S S 3"], shift: int) -> UInt8[np.ndarray, "S S 3"]:
-    """Hue turned in HSV, with 256 steps a turn."""
-    steps = (shift * 256 + FACTOR_ONE // 2) // FACTOR_ONE
-    hsv = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(steps % 256)  # wraps at a full turn
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+def _hue(planes: UInt8[np.ndarray, "3 P"], shift: int) -> None:
+    kernels.turn_hue(planes, shift)
 
 
-def _grey(pixels: UInt8[np.ndarray, "S S 3"]) -> UInt8[np.ndarray, "S S"]:
-    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+def _grey(planes: UInt8[np.ndarray, "3 P"]) -> tuple[UInt8[np.ndarray, " P"], int]:
+    """Luma, and the sum of it."""
+    levels = np.empty(planes.shape[1], np.uint8)
+    return levels, kernels.grey(planes, levels)
 
 
-def _blur(pixels: UInt8[np.ndarray, "S S 3"], sigma: float) -> UInt8[np.ndarray, "S S 3"]:
-    side = 2 * int(np.ceil(3 * sigma)) + 1
-    return cv2.GaussianBlur(pixels, (side, side), sigma, borderType=cv2.BORDER_REPLICATE)
+assert FACTOR_ONE == kernels.ONE, "factors are drawn in the unit that kernels blend in"
 
-
-_JITTER = (
+_JITTER: tuple[tuple[str, Callable[[UInt8[np.ndarray, "3 P"], int], None]], ...] = (
     ("brightness", _brightness),
     ("contrast", _contrast),
     ("saturation", _saturation),

@@ -279,11 +279,11 @@ def test_views_that_are_drawn_otherwise_are_refused(
     old, tiny_images, tiny_weights, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as other:
-        other.setattr(render.R0, "version", 2)
+        other.setattr(render.R1, "version", 2)
         with pytest.raises(CacheMismatch, match=r"views.renderer.version: `1` -> `2`"):
             extend(old, tiny_weights, tmp_path / "new", tiny_images, num_views=3)
-    colour = render.R0.colour
-    monkeypatch.setattr(render.R0, "colour", lambda *arguments: 255 - colour(*arguments))
+    colour = render.R1.colour
+    monkeypatch.setattr(render.R1, "colour", lambda *arguments: 255 - colour(*arguments))
     with pytest.raises(CacheMismatch, match="first stage that differs is `colour`"):
         extend(old, tiny_weights, tmp_path / "new", tiny_images, num_views=3)
     assert not (tmp_path / "new").exists()

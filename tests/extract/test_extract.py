@@ -43,7 +43,7 @@ def test_cache_holds_what_a_plain_loop_computes(made, tiny_images, tiny_weights)
     """One image, one view at a time, through nothing but the teacher and the renderer."""
     cache, images = open_cache(made), open_images(tiny_images)
     teacher = load_teacher("timm:test_resnet", weights=tiny_weights, image_size=32)
-    renderer, ids = get_renderer("r0"), index_images(images).ids
+    renderer, ids = get_renderer(), index_images(images).ids
     for row in (0, 7, 31, 47):
         pixels = decode(images.read(row))
         height, width = (np.array([side]) for side in pixels.shape[:2])
@@ -75,7 +75,7 @@ def test_teacher_sees_large_and_small_crops_at_their_own_sides(
     assert cache.num_views == 7
     teacher = load_teacher("timm:test_resnet", weights=tiny_weights, image_size=64)
     ids = index_images(images).ids
-    maker = ViewMaker(images, ids, get_policy("multicrop"), 0, get_renderer("r0"), 64)
+    maker = ViewMaker(images, ids, get_policy("multicrop"), 0, get_renderer(), 64)
     rows = np.array([0, 7, 31, 47])
     for view, pixels in enumerate(maker.make(rows, np.arange(7)).pixels):
         assert pixels.shape == ((4, 64, 64, 3) if view == 0 else (4, 27, 27, 3))
@@ -87,7 +87,7 @@ def test_teacher_sees_large_and_small_crops_at_their_own_sides(
 
 def test_witnesses_of_small_crops_are_kept(small_crops, tiny_images):
     cache, images = open_cache(small_crops), open_images(tiny_images)
-    maker = ViewMaker(images, cache.image_ids, get_policy("multicrop"), 0, get_renderer("r0"), 64)
+    maker = ViewMaker(images, cache.image_ids, get_policy("multicrop"), 0, get_renderer(), 64)
     kept = witnesses_from_arrays(cache.witness())
     assert {one.view for one in kept} == set(range(7))
     assert check_witnesses(kept, maker, count=64).differences == ()

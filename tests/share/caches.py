@@ -29,7 +29,7 @@ RECIPE = {
     "views": {
         "policy": get_policy("moco_v2").to_dict(),
         "seed": 0,
-        "renderer": {"id": "r0", "version": 1},
+        "renderer": {"id": "r1", "version": 1},
         "decoder": "simplejpeg",
     },
     "arrays": {},

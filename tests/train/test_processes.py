@@ -30,7 +30,7 @@ CASES |= {
 def gentle(case):
     """Small steps: differences in the last bit do not grow within a few of them."""
     method, train = CASES[case]
-    settings = {"lr": 1e-4, "epochs": 2, **train}
+    settings = {"lr": 1e-5, "epochs": 2, **train}
     return recipe_for(method, train=settings)
 
 

@@ -24,21 +24,19 @@ def caches(tiny_images, tiny_weights, tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["seed", "simreg", "bingo", "retro", "coss"])
 def test_losses_are_nearly_those_of_float16(method, tiny_images, caches, tmp_path):
-    """Of the first two steps' students, one or none has learnt, so targets make the difference.
+    """Half a scale is 1/510 of a row's range and turns it by some 0.004 rad (mean cosine above
+    0.99999), of which losses of the order of 1 feel less than 1/200.
 
-    Half a scale is 1/510 of a row's range and turns it by some 0.004 rad (mean cosine above
-    0.99999), of which losses of the order of 1 feel less than 1/200. After that, training makes
-    much of little: with Retro the curves of float16 and float32 part by a fifth in places, as do
-    those of float16 and uint8, so only their means are compared.
+    Small steps: with a method's own rate training makes much of little, and Retro's curves of
+    float16 and float32 part by a fifth in places, as do those of float16 and uint8.
     """
     losses = {}
     for dtype in DTYPES:
-        run(recipe_for(method), tiny_images, tmp_path / dtype, caches / dtype)
+        recipe = recipe_for(method, train={"lr": 1e-5})
+        run(recipe, tiny_images, tmp_path / dtype, caches / dtype)
         losses[dtype] = np.array([record["loss"] for record in read_metrics(tmp_path / dtype)])
     half, eight = (losses[dtype] for dtype in DTYPES)
-    assert np.isfinite(eight).all()
-    assert eight[:2] == pytest.approx(half[:2], rel=0.005)
-    assert eight.mean() == pytest.approx(half.mean(), rel=0.05)
+    assert eight == pytest.approx(half, rel=0.005)
     assert not np.array_equal(half, eight)
 
 

@@ -16,7 +16,7 @@ def test_every_method_can_be_rehearsed(name, tiny_images, monkeypatch):
     recipe = recipe_for(name)
     images = open_images(tiny_images)
     ids = index_images(images).ids
-    maker = ViewMaker(images, ids, get_policy("weak"), 0, get_renderer("r0"), 32)
+    maker = ViewMaker(images, ids, get_policy("weak"), 0, get_renderer(), 32)
     head = ProjectionHead([{"kind": "linear", "in": 96, "out": 16, "bias": True}])
     sides = [TeacherSide(96 if recipe.needs.target == "feature" else 16, head)]
     steps, real = [], loop._step

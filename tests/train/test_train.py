@@ -63,7 +63,7 @@ def test_first_step_is_what_a_plain_script_computes(tiny_images, cache_path, tmp
     run(recipe_for(train={"epochs": 1}), tiny_images, tmp_path / "run", cache_path)
     cache, images = open_cache(cache_path), open_images(tiny_images)
     rows = permutation(48, seed=0, epoch=0)[:8]
-    maker = ViewMaker(images, cache.image_ids, get_policy("weak"), 0, get_renderer("r0"), 32)
+    maker = ViewMaker(images, cache.image_ids, get_policy("weak"), 0, get_renderer(), 32)
     pixels = torch.from_numpy(maker.make(rows, np.array([0])).pixels[0])
     target = torch.from_numpy(cache.rows("feature", rows, np.zeros(8, np.int64)))
     torch.manual_seed(0)
@@ -342,11 +342,11 @@ def test_views_that_the_teacher_did_not_see_are_refused(
     tiny_images, cache_path, tmp_path, monkeypatch
 ):
     """A renderer that mirrors rows: the first stage that differs is named."""
-    from kdcache.views.render import R0
+    from kdcache.views.render import R1
 
-    geometry = R0.geometry
+    geometry = R1.geometry
     monkeypatch.setattr(
-        R0, "geometry", lambda self, p, v, s: np.ascontiguousarray(geometry(self, p, v, s)[::-1])
+        R1, "geometry", lambda self, p, v, s: np.ascontiguousarray(geometry(self, p, v, s)[::-1])
     )
     with pytest.raises(CacheMismatch, match="first stage that differs is `geometry`"):
         run(recipe_for(), tiny_images, tmp_path / "run", cache_path)

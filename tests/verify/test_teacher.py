@@ -147,7 +147,7 @@ def test_twice_the_length_is_found_though_the_direction_is_right(made, tiny_imag
     assert kinds(look(made, tiny_images, tiny_weights)) == {"teacher"}
 
 
-class Nearest(render.R0):
+class Nearest(render.R1):
     """Resizes without a filter."""
 
     def geometry(self, pixels, view, size):
@@ -160,7 +160,7 @@ class Nearest(render.R0):
 
 
 def test_other_resize_filter_is_found_at_its_stage(made, tiny_images, tiny_weights, monkeypatch):
-    monkeypatch.setattr(render, "R0", Nearest)
+    monkeypatch.setattr(render, "R1", Nearest)
     monkeypatch.setattr("kdcache.extract.again.get_renderer", lambda name: Nearest())
     verdict = look(made, tiny_images, tiny_weights)
     assert "geometry" in kinds(verdict)
@@ -187,14 +187,14 @@ def test_other_renderer_version_is_refused(made, tiny_images, tiny_weights):
     recipe["views"]["renderer"]["version"] += 1
     damage.replace(made, "recipe.json", canonical_json(recipe))
     damage.reseal(made)
-    with pytest.raises(CacheMismatch, match="rendered by `r0` version 2"):
+    with pytest.raises(CacheMismatch, match="rendered by `r1` version 2"):
         look(made, tiny_images, tiny_weights)
 
 
 def test_other_releases_are_told_and_equal_bits_despite_them_are_fine(
     made, tiny_images, tiny_weights, capsys
 ):
-    versions = {**open_cache(made).manifest.versions, "opencv": "4.1.0", "pillow": "9.0"}
+    versions = {**open_cache(made).manifest.versions, "simplejpeg": "4.1.0", "pillow": "9.0"}
     damage.reseal(made, versions=versions)
     for name in damage.files_of(made):
         if name.startswith("receipts/"):

@@ -33,6 +33,6 @@ def make_maker(folder):
     ids = index_images(images).ids
 
     def make(policy="moco_v2", seed=5, size=40):
-        return ViewMaker(images, ids, get_policy(policy), seed, get_renderer("r0"), size)
+        return ViewMaker(images, ids, get_policy(policy), seed, get_renderer(), size)
 
     return make

@@ -7,14 +7,14 @@ import pytest
 
 from kdcache.errors import CacheMismatch, DataError
 from kdcache.views import check_witnesses, take_witness
-from kdcache.views.render import R0
+from kdcache.views.render import R1
 
 ROWS = np.array([0, 1, 2, 4, 5, 6])
 VIEWS = np.arange(5)
 
 
-class Shifted(R0):
-    """r0 with levels moved by the same number in one stage."""
+class Shifted(R1):
+    """r1 with levels moved by the same number in one stage."""
 
     def __init__(self, stage, levels):
         self.stage, self.levels = stage, levels
