@@ -137,7 +137,7 @@ def shrink_second(
             to[x] = total[x] >> _BITS_OF_SECOND
 
 
-@_compiled(void(uint8[::1], uint8[:, ::1]))
+@_compiled(void(types.Array(uint8, 1, "C", readonly=True), uint8[:, ::1]))
 def to_planes(pixels: UInt8[np.ndarray, " 3*P"], planes: UInt8[np.ndarray, "3 P"]) -> None:
     """RGBRGB... to RR..., GG..., BB..."""
     for i in range(planes.shape[1]):
@@ -234,7 +234,7 @@ def turn_hue(planes: UInt8[np.ndarray, "3 P"], shift: int) -> None:
         blues[i] = most - ((below + int32(2048)) >> 12)
 
 
-@_compiled(void(uint8[:, ::1], int32[::1], uint16[:, ::1]))
+@_compiled(void(_READ_ONLY, int32[::1], uint16[:, ::1]))
 def blur_along(
     pixels: UInt8[np.ndarray, "S 3*S"],
     weights: Int32[np.ndarray, " _"],

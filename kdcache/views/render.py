@@ -87,7 +87,7 @@ class R1:
         size = len(pixels)
         if view["jitter"] or view["grey"]:
             planes = np.empty((3, size * size), np.uint8)
-            kernels.to_planes(np.array(pixels).reshape(-1), planes)
+            kernels.to_planes(np.ascontiguousarray(pixels).reshape(-1), planes)
             if view["jitter"]:
                 for name, change in _ORDERS[view["order"]]:
                     change(planes, int(view[name]))
@@ -98,7 +98,7 @@ class R1:
         if view["sigma"]:
             weights = blur_weights(int(view["sigma"]), size)
             rows = np.empty((size, 3 * size), np.uint16)
-            kernels.blur_along(np.array(pixels).reshape(size, -1), weights, rows)
+            kernels.blur_along(np.ascontiguousarray(pixels).reshape(size, -1), weights, rows)
             pixels = np.empty((size, size, 3), np.uint8)
             kernels.blur_across(rows, weights, pixels.reshape(size, -1))
         return pixels
