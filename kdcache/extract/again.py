@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from kdcache.errors import CacheMismatch, TeacherError
+from kdcache.errors import TeacherError
 from kdcache.extract.job import Job
 from kdcache.images import ImageIndex, ImageSet
 from kdcache.shapes import UInt8
 from kdcache.teachers import Teacher, load_teacher
-from kdcache.views import Policy, Renderer, ViewMaker, get_renderer
+from kdcache.views import Policy, ViewMaker, renderer_of
 
 
 def teacher_of(recipe: Mapping[str, Any], weights: Path | None, cache: Path) -> Teacher:
@@ -46,11 +46,11 @@ def maker_of(
 
     Raises:
         CacheMismatch: this code renders otherwise.
-        ConfigError: this code does not know the policy or the renderer.
+        ConfigError: this code does not know the policy.
     """
     views = recipe["views"]
     return ViewMaker(
-        images, ids, Policy.from_dict(views["policy"]), views["seed"], _renderer(views, cache),
+        images, ids, Policy.from_dict(views["policy"]), views["seed"], renderer_of(recipe, cache),
         recipe["teacher"]["image_size"],
     )  # fmt: skip
 
@@ -77,15 +77,3 @@ def job_again(
         batch_size=recipe["batch_size"],
         arrays=tuple(recipe["arrays"]),
     )
-
-
-def _renderer(views: Mapping[str, Any], cache: Path) -> Renderer:
-    said = views["renderer"]
-    renderer = get_renderer(said["id"])
-    if renderer.version != said["version"]:
-        raise CacheMismatch(
-            f"`{cache}` was rendered by `{renderer.id}` version {said['version']}; this kdcache"
-            f" has version {renderer.version}",
-            hint="install the kdcache that made the cache, or extract again",
-        )
-    return renderer

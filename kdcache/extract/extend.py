@@ -30,7 +30,7 @@ from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
 from kdcache.store import Cache, Dtype, differences, open_cache, shard_of
 from kdcache.teachers import Teacher
-from kdcache.views import check_witnesses, get_policy, get_renderer
+from kdcache.views import check_witnesses, get_policy, renderer_of
 
 Tell = Callable[[str], None]
 
@@ -108,7 +108,7 @@ def run_extension(
         policy=policy,
         seed=recipe["views"]["seed"],
         num_views=wanted_views,
-        renderer=get_renderer(recipe["views"]["renderer"]["id"]),
+        renderer=renderer_of(recipe, cache.path),
         dtype=dtype or next(iter(cache.arrays.values())).dtype,
         precision=settle(precision or recipe["precision"], device),
         batch_size=recipe["batch_size"],

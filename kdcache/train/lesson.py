@@ -19,7 +19,7 @@ from kdcache.targets import SampleStream, Targets, TargetTable, load_head
 from kdcache.teachers import Teacher
 from kdcache.train.data import Plan, StepImages, ViewSchedule, join_images
 from kdcache.train.online import LiveTargets
-from kdcache.views import ViewMaker, get_policy, get_renderer
+from kdcache.views import ViewMaker, get_policy, get_renderer, renderer_of
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _maker(cache: Cache, size: int, images: ImageSet, tell: Tell, bar: Bar) -> V
         cache.image_ids,
         get_policy(views["policy"]["name"]),
         views["seed"],
-        get_renderer(views["renderer"]["id"]),
+        renderer_of(cache.recipe, cache.path),
         size,
     )
 

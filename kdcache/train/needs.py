@@ -7,7 +7,7 @@ from kdcache.errors import CacheMismatch, ConfigError
 from kdcache.methods import Needs
 from kdcache.recipe import Recipe
 from kdcache.store import Cache, Selection
-from kdcache.views import Policy, get_policy, get_renderer
+from kdcache.views import Policy, get_policy, renderer_of
 
 
 def check_caches(recipe: Recipe, caches: Sequence[Cache], *, online: bool) -> None:
@@ -226,13 +226,7 @@ def _check_views(recipe: Recipe, cache: Cache) -> None:
             f"`{asked}`; this kdcache has version {here.version}",
             hint="install the kdcache that made the cache, or extract again",
         )
-    renderer = get_renderer(made["renderer"]["id"])
-    if renderer.version != made["renderer"]["version"]:
-        raise CacheMismatch(
-            f"`{cache.path}` was rendered by `{renderer.id}` version "
-            f"{made['renderer']['version']}; this kdcache has version {renderer.version}",
-            hint="install the kdcache that made the cache, or extract again",
-        )
+    renderer_of(cache.recipe, cache.path)
 
 
 def _check_sets(recipe: Recipe, policy: Policy) -> None:

@@ -12,7 +12,7 @@ from kdcache.views.draw import VIEW, draw
 from kdcache.views.maker import Made, ViewMaker
 from kdcache.views.philox import philox4x32, split_seed
 from kdcache.views.policies import Policy, SmallCrops, available_policies, get_policy
-from kdcache.views.render import Renderer, get_renderer
+from kdcache.views.render import Renderer, get_renderer, renderer_of
 from kdcache.views.witness import (
     NUM_WITNESSES,
     Difference,
@@ -44,6 +44,7 @@ __all__ = [
     "measure_witnesses",
     "other_releases",
     "philox4x32",
+    "renderer_of",
     "split_seed",
     "take_witness",
     "witness_mask",

@@ -12,15 +12,16 @@ the rest and comes first here), each of them Pillow's but for rounding; pipeline
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import cache
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 
-from kdcache.errors import ConfigError
+from kdcache.errors import CacheMismatch
 from kdcache.shapes import Int32, UInt8
 from kdcache.views import kernels
 from kdcache.views.draw import FACTOR_ONE, SIGMA_ONE
@@ -104,18 +105,29 @@ class R1:
         return pixels
 
 
-def get_renderer(name: str = R1.id) -> Renderer:
-    """The renderer of this id.
+def get_renderer() -> Renderer:
+    """The renderer that views are made with."""
+    return R1()
+
+
+def renderer_of(recipe: Mapping[str, Any], cache: Path) -> Renderer:
+    """The renderer that the views of a cache were made with.
+
+    Args:
+        recipe: of the cache.
+        cache: named where it is refused.
 
     Raises:
-        ConfigError: there is none of this id.
+        CacheMismatch: this kdcache renders otherwise.
     """
-    if name != R1.id:
-        raise ConfigError(
-            f"no renderer `{name}`",
-            hint=f"there is `{R1.id}`; use the kdcache that made the cache, or extract it again",
+    said, here = recipe["views"]["renderer"], get_renderer()
+    if (said["id"], said["version"]) != (here.id, here.version):
+        raise CacheMismatch(
+            f"`{cache}` was rendered by `{said['id']}` version {said['version']}; this kdcache "
+            f"renders by `{here.id}` version {here.version}",
+            hint="install the kdcache that made the cache, or extract again",
         )
-    return R1()
+    return here
 
 
 @cache

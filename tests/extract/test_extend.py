@@ -280,7 +280,7 @@ def test_views_that_are_drawn_otherwise_are_refused(
 ):
     with monkeypatch.context() as other:
         other.setattr(render.R1, "version", 2)
-        with pytest.raises(CacheMismatch, match=r"views.renderer.version: `1` -> `2`"):
+        with pytest.raises(CacheMismatch, match="was rendered by `r1` version 1; this"):
             extend(old, tiny_weights, tmp_path / "new", tiny_images, num_views=3)
     colour = render.R1.colour
     monkeypatch.setattr(render.R1, "colour", lambda *arguments: 255 - colour(*arguments))

@@ -161,12 +161,10 @@ class Nearest(render.R1):
 
 def test_other_resize_filter_is_found_at_its_stage(made, tiny_images, tiny_weights, monkeypatch):
     monkeypatch.setattr(render, "R1", Nearest)
-    monkeypatch.setattr("kdcache.extract.again.get_renderer", lambda name: Nearest())
     verdict = look(made, tiny_images, tiny_weights)
     assert "geometry" in kinds(verdict)
     assert "teacher" not in kinds(verdict)  # it was shown something else
     assert verdict.measured["pixels"]["by stage"]["geometry"] > 1
-    monkeypatch.setattr("kdcache.train.lesson.get_renderer", lambda name: Nearest())
     with pytest.raises(CacheMismatch, match="`geometry`"):
         run(recipe_for(), tiny_images, made.parent / "run", made)
 
@@ -182,13 +180,17 @@ def test_other_view_seed_is_found_as_another_crop(made, tiny_images, tiny_weight
         run(recipe_for(), tiny_images, made.parent / "run", made)
 
 
-def test_other_renderer_version_is_refused(made, tiny_images, tiny_weights):
+@pytest.mark.parametrize("said", [{"id": "r1", "version": 2}, {"id": "r0", "version": 1}])
+def test_other_renderer_is_refused(said, made, tiny_images, tiny_weights):
     recipe = json.loads((made / "recipe.json").read_bytes())
-    recipe["views"]["renderer"]["version"] += 1
+    recipe["views"]["renderer"] = said
     damage.replace(made, "recipe.json", canonical_json(recipe))
     damage.reseal(made)
-    with pytest.raises(CacheMismatch, match="rendered by `r1` version 2"):
+    expected = f"/{made.name}` was rendered by `{said['id']}` version {said['version']}; this"
+    with pytest.raises(CacheMismatch, match=expected):
         look(made, tiny_images, tiny_weights)
+    with pytest.raises(CacheMismatch, match=expected):
+        run(recipe_for(), tiny_images, made.parent / "run", made)
 
 
 def test_other_releases_are_told_and_equal_bits_despite_them_are_fine(
