@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import functional
 
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import ImageSet, index_images, open_images
 from kdcache.precision import Precision, autocast
 from kdcache.progress import silent_bar
@@ -64,7 +64,7 @@ def take_images(source: Path, count: int, folder: Path, suffix: str) -> ImageSet
     return open_images(folder)
 
 
-class Extraction:
+class Ours:
     """`kdcache extract` with these settings; each call makes a cache and removes it."""
 
     def __init__(self, images: ImageSet, teacher: Teacher, args: argparse.Namespace) -> None:
@@ -76,9 +76,11 @@ class Extraction:
         with tempfile.TemporaryDirectory() as folder:
             outcome = run_extraction(
                 self._images, self._teacher, Path(folder) / "cache.zarr",
-                num_views=self._args.views, policy=self._args.policy, seed=0, arrays=None,
-                dtype="float16", precision=precision, batch_size=self._args.batch_size,
-                skip_unreadable=False, device=torch.device(self._args.device),
+                Extraction(
+                    num_views=self._args.views, policy=self._args.policy, precision=precision,
+                    batch_size=self._args.batch_size,
+                ),
+                device=torch.device(self._args.device),
                 workers=self._args.workers, bar=silent_bar,
             )  # fmt: skip
             self.last = outcome.lines()
@@ -101,7 +103,7 @@ def ceiling(args: argparse.Namespace, teacher: Teacher, work: Path) -> dict[str,
     results = {}
     for kind, suffix in (("decoded pixels", ".ppm"), ("JPEG", ".jpg")):
         images = take_images(args.data, args.images, work / suffix[1:], suffix)
-        extraction = Extraction(images, teacher, args)
+        extraction = Ours(images, teacher, args)
         num = len(images) * args.views
         batches = -(-num // args.batch_size)
         ratios, rates = [], []
@@ -195,8 +197,8 @@ def ladder(args: argparse.Namespace, teacher: Teacher, work: Path) -> dict[str, 
         "+ this renderer": lambda: run_script(ours(), plain, "fp32", device),
         "+ channels_last": lambda: run_script(ours(), packed, "fp32", device),
         "+ bfloat16": lambda: run_script(ours(), packed, "bf16", device),
-        "kdcache extract, float32": partial(Extraction(images, teacher, args), "fp32"),
-        "kdcache extract, bfloat16": partial(Extraction(images, teacher, args), "bf16"),
+        "kdcache extract, float32": partial(Ours(images, teacher, args), "fp32"),
+        "kdcache extract, bfloat16": partial(Ours(images, teacher, args), "bf16"),
     }
     forms = {name: form for name, form in forms.items() if any(t in name for t in args.forms)}
     num = len(images) * args.views

@@ -25,7 +25,7 @@ from record import describe_machine, processor
 from torch import Tensor, nn
 
 from kdcache.derive import run_neighbours
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import index_images, open_images
 from kdcache.progress import silent_bar
 from kdcache.recipe import load_recipe
@@ -103,9 +103,8 @@ def grow(folder: Path, num_rows: int) -> list[dict[str, Any]]:
     index_images(images)
     done("index it (read, hash)")
     run_extraction(
-        images, averages(), out, num_views=1, policy="weak", seed=0, arrays=None, dtype="float16",
-        precision="fp32", batch_size=256, skip_unreadable=False, device=CPU, workers=0,
-        bar=silent_bar,
+        images, averages(), out, Extraction(num_views=1, precision="fp32", batch_size=256),
+        device=CPU, workers=0, bar=silent_bar,
     )  # fmt: skip
     done("extract (index, render, write, seal)")
     cache = open_cache(out)

@@ -23,7 +23,7 @@ import torch
 from record import describe_machine, in_words, photographs, processor, spread
 
 from kdcache.cores import available_cores
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import ImageSet, open_images, take_rows
 from kdcache.methods import get_method
 from kdcache.plan import Machines, Plan, ask, make_plan, measure
@@ -98,21 +98,17 @@ def examine(
     loaded = load_teacher(f"timm:{model}", weights=weights, image_size=args.size)
     recipes = [make_recipe(method, student, args) for student in args.students]
     needs = recipes[0].needs
-    settings: dict[str, Any] = {
-        "num_views": needs.views,
-        "policy": recipes[0].method_class.views,
-        "arrays": (needs.target,),
-        "dtype": "float16",
-        "precision": "auto",
-        "batch_size": args.batch,
-        "device": device,
-    }
-    question = ask(images, loaded, num_images=None, **settings)
+    settings = Extraction(
+        num_views=needs.views,
+        policy=recipes[0].method_class.views,
+        arrays=(needs.target,),
+        batch_size=args.batch,
+    )
+    question = ask(images, loaded, settings, device=device)
     cache = folder / f"{teacher}-{method}"
     started = time.perf_counter()
     run_extraction(
-        images, loaded, cache, seed=0, skip_unreadable=False, workers=args.workers, bar=silent_bar,
-        **settings,
+        images, loaded, cache, settings, device=device, workers=args.workers, bar=silent_bar,
     )  # fmt: skip
     extraction_s = time.perf_counter() - started
     results = []

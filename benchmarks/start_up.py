@@ -26,7 +26,7 @@ import timm
 import torch
 from record import describe_machine, in_words, processor, spread
 
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import open_images
 from kdcache.progress import silent_bar
 from kdcache.table import format_table
@@ -50,14 +50,7 @@ def make_inputs(folder: Path, num_images: int) -> None:
         open_images(folder / "images"),
         load_teacher("timm:test_resnet", weights=weights, image_size=32),
         folder / "cache",
-        num_views=2,
-        policy="weak",
-        seed=0,
-        arrays=None,
-        dtype="float16",
-        precision="fp32",
-        batch_size=64,
-        skip_unreadable=False,
+        Extraction(num_views=2, precision="fp32"),
         device=torch.device("cpu"),
         workers=0,
         bar=silent_bar,

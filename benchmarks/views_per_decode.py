@@ -22,7 +22,7 @@ import timm
 import torch
 from record import describe_machine, in_words, processor, spread
 
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import ImageSet, open_images
 from kdcache.progress import Progress, silent_bar
 from kdcache.recipe import Recipe, build_recipe
@@ -76,8 +76,7 @@ def make_cache(images: ImageSet, folder: Path, workers: int) -> Path:
     teacher = load_teacher("timm:test_resnet", weights=weights, image_size=SIDE)
     run_extraction(
         images, teacher, folder / "cache.zarr",
-        num_views=VIEWS, policy="weak", seed=0, arrays=None, dtype="float16", precision="fp32",
-        batch_size=64, skip_unreadable=False, device=CPU, workers=workers, bar=silent_bar,
+        Extraction(num_views=VIEWS, precision="fp32"), device=CPU, workers=workers, bar=silent_bar,
     )  # fmt: skip
     return folder / "cache.zarr"
 

@@ -26,6 +26,27 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
+ViewsOption = Annotated[int, typer.Option("--views", min=1, help="Views of each image.")]
+ImageSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", min=8, help="Side of the views in pixels.", show_default="the teacher's"
+    ),
+]
+ArraysOption = Annotated[
+    str | None,
+    typer.Option(
+        "--arrays",
+        help="feature, embedding or both by a comma.",
+        show_default="all the teacher gives",
+    ),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Views the teacher sees at once.")
+]
+SkipOption = Annotated[
+    bool, typer.Option("--skip-unreadable", help="Complete the cache without unreadable images.")
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cuda, cuda:1, cpu ...", show_default="a GPU if there is one"),
@@ -57,6 +78,11 @@ OfflineOption = Annotated[
         callback=_go_offline,
     ),
 ]
+
+
+def array_names(arrays: str | None) -> tuple[str, ...] | None:
+    """What `--arrays` names; None if it is not given."""
+    return tuple(arrays.split(",")) if arrays else None
 
 
 def open_device(name: str | None) -> "torch.device":

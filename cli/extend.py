@@ -5,7 +5,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._options import DeviceOption, OfflineOption, WorkersOption, num_workers, open_device, say
+from ._options import (
+    DeviceOption,
+    OfflineOption,
+    SkipOption,
+    WorkersOption,
+    array_names,
+    num_workers,
+    open_device,
+    say,
+)
 
 _AS_IT_IS = "as in CACHE"
 
@@ -53,10 +62,7 @@ def extend(
         Literal["auto", "fp32", "bf16", "fp16"] | None,
         typer.Option(help="Of the teacher.", show_default=_AS_IT_IS),
     ] = None,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option("--skip-unreadable", help="Complete the cache without unreadable images."),
-    ] = False,
+    skip_unreadable: SkipOption = False,
     offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -88,7 +94,7 @@ def extend(
         out,
         is_same_teacher=teacher is None and weights is None and image_size is None,
         num_views=views,
-        arrays=tuple(arrays.split(",")) if arrays else None,
+        arrays=array_names(arrays),
         dtype=dtype,
         precision=precision,
         skip_unreadable=skip_unreadable,

@@ -10,10 +10,16 @@ import typer
 from kdcache.errors import ConfigError
 
 from ._options import (
+    ArraysOption,
+    BatchSizeOption,
     DataOption,
     DeviceOption,
+    ImageSizeOption,
     OfflineOption,
+    SkipOption,
+    ViewsOption,
     WorkersOption,
+    array_names,
     import_beside,
     num_workers,
     open_device,
@@ -49,19 +55,11 @@ def extract(
             show_default="downloaded",
         ),
     ] = None,
-    views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
+    views: ViewsOption = 10,
     policy: Annotated[str, typer.Option(help="How views are drawn: `kdcache policies`.")] = "weak",
     seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Of the views.")] = 0,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=8, help="Side of the views in pixels.", show_default="the teacher's"),
-    ] = None,
-    arrays: Annotated[
-        str | None,
-        typer.Option(
-            help="feature, embedding or both by a comma.", show_default="all the teacher gives"
-        ),
-    ] = None,
+    image_size: ImageSizeOption = None,
+    arrays: ArraysOption = None,
     dtype: Annotated[
         Literal["float16", "float32", "uint8"],
         typer.Option(help="Of what is kept; uint8 is half of float16, with a scale for each row."),
@@ -70,11 +68,8 @@ def extract(
         Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(help="Of the teacher; auto is bf16 on a GPU that has it, else fp32."),
     ] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Views the teacher sees at once.")] = 64,
-    skip_unreadable: Annotated[
-        bool,
-        typer.Option("--skip-unreadable", help="Complete the cache without unreadable images."),
-    ] = False,
+    batch_size: BatchSizeOption = 64,
+    skip_unreadable: SkipOption = False,
     offline: OfflineOption = False,
     device: DeviceOption = None,
     workers: WorkersOption = None,
@@ -94,7 +89,7 @@ def extract(
     if on == "local":  # elsewhere others render
         import_beside(workers, "kdcache.extract.engine")
     from kdcache import distributed
-    from kdcache.extract import run_extraction, run_extractions
+    from kdcache.extract import Extraction, run_extraction, run_extractions
     from kdcache.images import open_images
     from kdcache.progress import progress_bar, silent_bar
     from kdcache.teachers import load_teacher
@@ -110,23 +105,26 @@ def extract(
             load_teacher(name, weights=file, image_size=image_size, bar=bar)
             for name, file in zip(teacher, files, strict=True)
         ]
-        settings: dict[str, Any] = {
-            "num_views": views,
-            "policy": policy,
-            "seed": seed,
-            "arrays": tuple(arrays.split(",")) if arrays else None,
-            "dtype": dtype,
-            "precision": precision,
-            "batch_size": batch_size,
+        settings = Extraction(
+            num_views=views,
+            policy=policy,
+            seed=seed,
+            arrays=array_names(arrays),
+            dtype=dtype,
+            precision=precision,
+            batch_size=batch_size,
+        )
+        means: dict[str, Any] = {
             "skip_unreadable": skip_unreadable,
             "device": distributed.local_device(place) if cluster is None else place,
             "workers": _num_workers(workers),
             "bar": bar,
         }
         if len(teachers) == 1:
-            outcomes = [run_extraction(images, teachers[0], out[0], cluster=cluster, **settings)]
+            one = run_extraction(images, teachers[0], out[0], settings, cluster=cluster, **means)
+            outcomes = [one]
         else:
-            outcomes = run_extractions(images, teachers, out, **settings)
+            outcomes = run_extractions(images, teachers, out, settings, **means)
     for outcome in outcomes:
         for line in outcome.lines():
             typer.echo(line, err=True)

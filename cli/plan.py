@@ -8,7 +8,18 @@ import typer
 
 from kdcache.errors import ConfigError
 
-from ._options import DeviceOption, JsonOption, WorkersOption, num_workers, open_device
+from ._options import (
+    ArraysOption,
+    BatchSizeOption,
+    DeviceOption,
+    ImageSizeOption,
+    JsonOption,
+    ViewsOption,
+    WorkersOption,
+    array_names,
+    num_workers,
+    open_device,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -40,28 +51,20 @@ def plan(
         Path | None,
         typer.Option(help="Checkpoint of the teacher, for the head in it.", show_default="random"),
     ] = None,
-    views: Annotated[int, typer.Option(min=1, help="Views of each image.")] = 10,
+    views: ViewsOption = 10,
     policy: Annotated[
         str | None,
         typer.Option(help="How views are drawn.", show_default="the method's, or weak"),
     ] = None,
-    image_size: Annotated[
-        int | None,
-        typer.Option(min=8, help="Side of the views in pixels.", show_default="the teacher's"),
-    ] = None,
-    arrays: Annotated[
-        str | None,
-        typer.Option(
-            help="feature, embedding or both by a comma.", show_default="all the teacher gives"
-        ),
-    ] = None,
+    image_size: ImageSizeOption = None,
+    arrays: ArraysOption = None,
     dtype: Annotated[
         Literal["float16", "float32", "uint8"], typer.Option(help="Of what is kept.")
     ] = "float16",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], typer.Option(help="Of the teacher.")
     ] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Views the teacher sees at once.")] = 64,
+    batch_size: BatchSizeOption = 64,
     method: Annotated[str | None, typer.Option(help="What a student is to learn by.")] = None,
     student: Annotated[str | None, typer.Option(help="A timm model, such as resnet18.")] = None,
     epochs: Annotated[
@@ -98,6 +101,7 @@ def plan(
     Bytes and files follow from the format. Times follow from rates, which are measured on this
     machine in a minute or so, on some of the images, or given by --rates.
     """
+    from kdcache.extract import Extraction
     from kdcache.images import open_images
     from kdcache.plan import Machines, ask, make_plan
     from kdcache.plan import save_rates as save
@@ -111,13 +115,15 @@ def plan(
     question = ask(
         None if data is None else open_images(data),
         sketch_teacher(teacher, weights=weights, image_size=image_size),
+        Extraction(
+            num_views=views,
+            policy=policy or own,
+            arrays=array_names(arrays),
+            dtype=dtype,
+            precision=precision,
+            batch_size=batch_size,
+        ),
         num_images=None if images is None else parse_count("--images", images),
-        num_views=views,
-        policy=policy or own,
-        arrays=arrays.split(",") if arrays else None,
-        dtype=dtype,
-        precision=precision,
-        batch_size=batch_size,
         device=place,
         student=recipe,
     )

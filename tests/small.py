@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kdcache.derive import run_neighbours
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.images import open_images
 from kdcache.methods import get_method
 from kdcache.progress import progress_bar, silent_bar
@@ -21,22 +21,17 @@ def make_cache(
     data: Path, weights: Path | None, out: Path, *, model="test_resnet", image_size=32, **changes
 ):
     """A cache of test_resnet at 32 px: 2 weak views, features and 16-d embeddings."""
-    settings = {
-        "num_views": 2,
-        "policy": "weak",
-        "seed": 0,
-        "arrays": None,
-        "dtype": "float32",
-        "precision": "fp32",
-        "batch_size": 16,
-        "skip_unreadable": False,
-        "device": CPU,
-        "workers": 0,
-        "bar": progress_bar,
-    }
+    means = {"device": CPU, "workers": 0, "bar": progress_bar}
+    means |= {name: changes.pop(name) for name in (*means, "skip_unreadable") if name in changes}
     images = open_images(data)
     teacher = load_teacher(f"timm:{model}", weights=weights, image_size=image_size)
-    return run_extraction(images, teacher, out, **{**settings, **changes})
+    return run_extraction(images, teacher, out, small_extraction(**changes), **means)
+
+
+def small_extraction(**changes) -> Extraction:
+    """2 weak views, float32 all the way."""
+    small = {"num_views": 2, "dtype": "float32", "precision": "fp32", "batch_size": 16}
+    return Extraction(**{**small, **changes})
 
 
 def add_graph(out: Path, k: int = 3) -> None:

@@ -26,7 +26,7 @@ from kdcache.evals import (
     open_splits,
     open_subject,
 )
-from kdcache.extract import run_extraction
+from kdcache.extract import Extraction, run_extraction
 from kdcache.files import write_atomic
 from kdcache.images import ImageSet, open_images
 from kdcache.methods import get_method
@@ -207,14 +207,7 @@ def _extract(place: _Place, weights: Path, policy: str, out: Path) -> None:
         place.images,
         load_teacher(f"timm:{TEACHER}", weights=weights, image_size=IMAGE_SIZE),
         out,
-        num_views=NUM_VIEWS,
-        policy=policy,
-        seed=place.seed,
-        arrays=None,
-        dtype="float16",
-        precision="fp32",
-        batch_size=64,
-        skip_unreadable=False,
+        Extraction(num_views=NUM_VIEWS, policy=policy, seed=place.seed, precision="fp32"),
         device=place.device,
         workers=place.workers,
         bar=place.bar,

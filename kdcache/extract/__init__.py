@@ -9,11 +9,13 @@ from kdcache.extract.extend import Extension, run_extension
 from kdcache.extract.job import Job, describe
 from kdcache.extract.report import Report
 from kdcache.extract.run import Outcome, run_extraction
+from kdcache.extract.settings import Extraction
 from kdcache.extract.together import run_extractions
 
 __all__ = [
     "Cluster",
     "Extension",
+    "Extraction",
     "Job",
     "Outcome",
     "Report",

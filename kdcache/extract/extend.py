@@ -18,19 +18,14 @@ from kdcache.extract.begin import made_with
 from kdcache.extract.claims import join
 from kdcache.extract.job import Job
 from kdcache.extract.known import NOTHING, Known, changes, known_of
-from kdcache.extract.run import (
-    Outcome,
-    check_small_crops,
-    check_whole_sets,
-    complete,
-    index_or_refuse,
-)
+from kdcache.extract.run import Outcome, complete, index_or_refuse
+from kdcache.extract.settings import Extraction
 from kdcache.images import ImageIndex, ImageSet
 from kdcache.precision import Wanted, settle
 from kdcache.progress import Bar
 from kdcache.store import Cache, Dtype, differences, open_cache, shard_of
 from kdcache.teachers import Teacher
-from kdcache.views import check_witnesses, get_policy, renderer_of
+from kdcache.views import check_witnesses, renderer_of
 
 Tell = Callable[[str], None]
 
@@ -90,10 +85,17 @@ def run_extension(
     """
     _refuse_same_folder(cache, out)
     recipe = cache.recipe
-    policy = get_policy(recipe["views"]["policy"]["name"])
-    wanted_views = num_views or cache.num_views
-    check_whole_sets(policy, wanted_views)
-    check_small_crops(policy, teacher)
+    renderer_of(recipe, cache.path)  # the new views are to be like the old ones
+    settings = Extraction(
+        num_views=num_views or cache.num_views,
+        policy=recipe["views"]["policy"]["name"],
+        seed=recipe["views"]["seed"],
+        arrays=arrays or tuple(cache.arrays),
+        dtype=dtype or next(iter(cache.arrays.values())).dtype,
+        precision=precision or recipe["precision"],
+        batch_size=recipe["batch_size"],
+    )
+    settings.check(teacher)
     started = time.monotonic()
     if images is None:
         images = _Recorded(str(cache.path), cache.paths, cache.labels, cache.classes)
@@ -101,19 +103,7 @@ def run_extension(
     else:
         index = index_or_refuse(images, skip_unreadable, workers, bar)
     index_s = time.monotonic() - started
-    job = Job(
-        images=images,
-        index=index,
-        teacher=teacher,
-        policy=policy,
-        seed=recipe["views"]["seed"],
-        num_views=wanted_views,
-        renderer=renderer_of(recipe, cache.path),
-        dtype=dtype or next(iter(cache.arrays.values())).dtype,
-        precision=settle(precision or recipe["precision"], device),
-        batch_size=recipe["batch_size"],
-        arrays=arrays or tuple(cache.arrays),
-    )
+    job = settings.job(images, index, teacher, settle(settings.precision, device))
     others = changes(job, cache)
     _refuse_other_recipe(job, cache, others, is_same_teacher=is_same_teacher)
     known = None if others else known_of(job, cache)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kdcache.errors import CacheMismatch, ConfigError, DataError, TeacherError
+from kdcache.errors import CacheMismatch, DataError
 from kdcache.extract.begin import index_of, open_writer
 from kdcache.extract.claims import Claims, Compute, join
 from kdcache.extract.cluster import Cluster
@@ -16,12 +16,12 @@ from kdcache.extract.engine import extract, renderers
 from kdcache.extract.job import Job
 from kdcache.extract.known import Known
 from kdcache.extract.report import Report
+from kdcache.extract.settings import Extraction
 from kdcache.images import ImageIndex, ImageSet, index_images, refuse_suspects
-from kdcache.precision import Wanted, settle
+from kdcache.precision import settle
 from kdcache.progress import Bar, Progress
-from kdcache.store import CacheWriter, Dtype, open_cache
+from kdcache.store import CacheWriter, open_cache
 from kdcache.teachers import Teacher
-from kdcache.views import Policy, get_policy, get_renderer
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,9 @@ def run_extraction(
     images: ImageSet,
     teacher: Teacher,
     out: Path,
+    settings: Extraction,
     *,
-    num_views: int,
-    policy: str,
-    seed: int,
-    arrays: tuple[str, ...] | None,
-    dtype: Dtype,
-    precision: Wanted,
-    batch_size: int,
-    skip_unreadable: bool,
+    skip_unreadable: bool = False,
     device: torch.device,
     workers: int,
     bar: Bar,
@@ -80,9 +74,7 @@ def run_extraction(
     Raises:
         KdcacheError: of the kind that says what to mend; what was computed before is kept.
     """
-    wanted_policy = get_policy(policy)
-    check_whole_sets(wanted_policy, num_views)
-    check_small_crops(wanted_policy, teacher)
+    settings.check(teacher)
     with join(out) as claims:
         started = time.monotonic()
         if claims.is_first:
@@ -90,19 +82,9 @@ def run_extraction(
         else:
             index = index_of(images, out)
         index_s = time.monotonic() - started
-        job = Job(
-            images=images,
-            index=index,
-            teacher=teacher,
-            policy=wanted_policy,
-            seed=seed,
-            num_views=num_views,
-            renderer=get_renderer(),
-            dtype=dtype,
-            precision=settle(precision, device) if cluster is None else cluster.settle(precision),
-            batch_size=batch_size,
-            arrays=arrays,
-        )
+        wanted = settings.precision
+        precision = settle(wanted, device) if cluster is None else cluster.settle(wanted)
+        job = settings.job(images, index, teacher, precision)
         return complete(
             job,
             out,
@@ -177,32 +159,6 @@ def _compute_here(
         )
 
     return compute
-
-
-def check_whole_sets(policy: Policy, num_views: int) -> None:
-    """Refuse a part of a set: a method that learns from small crops needs all of it."""
-    size = policy.views_in_set
-    if num_views % size:
-        below, above = num_views // size * size, (num_views // size + 1) * size
-        raise ConfigError(
-            f"`{policy.name}` draws views in sets of {size}, a large crop and {size - 1} small "
-            f"ones; `{num_views}` views are no whole number of sets",
-            hint=" or ".join(f"--views {number}" for number in (below, above) if number),
-        )
-
-
-def check_small_crops(policy: Policy, teacher: Teacher) -> None:
-    """Refuse small crops where the teacher, perhaps a transformer, is tied to one size."""
-    size = teacher.image_size
-    for side in {policy.side(view, size) for view in range(policy.views_in_set)} - {size}:
-        try:
-            teacher.backbone.measure(side)
-        except ConfigError as error:
-            raise TeacherError(
-                f"the small crops of `{policy.name}` are not for this teacher: {error}",
-                hint="choose a teacher that takes images of any size, such as timm:resnet50, or "
-                "views of one size: --policy swav",
-            ) from error
 
 
 def index_or_refuse(images: ImageSet, skip_unreadable: bool, workers: int, bar: Bar) -> ImageIndex:

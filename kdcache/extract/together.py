@@ -26,19 +26,14 @@ from kdcache.extract.engine import (
 )
 from kdcache.extract.job import Job
 from kdcache.extract.report import Report
-from kdcache.extract.run import (
-    Outcome,
-    check_small_crops,
-    check_whole_sets,
-    complete,
-    index_or_refuse,
-)
+from kdcache.extract.run import Outcome, complete, index_or_refuse
+from kdcache.extract.settings import Extraction
 from kdcache.images import ImageSet
-from kdcache.precision import Wanted, settle
+from kdcache.precision import settle
 from kdcache.progress import Bar, Progress
-from kdcache.store import CacheWriter, Dtype
+from kdcache.store import CacheWriter
 from kdcache.teachers import Teacher
-from kdcache.views import get_policy, get_renderer, witness_mask
+from kdcache.views import witness_mask
 from kdcache.workers import render_ahead
 
 
@@ -46,15 +41,9 @@ def run_extractions(
     images: ImageSet,
     teachers: Sequence[Teacher],
     outs: Sequence[Path],
+    settings: Extraction,
     *,
-    num_views: int,
-    policy: str,
-    seed: int,
-    arrays: tuple[str, ...] | None,
-    dtype: Dtype,
-    precision: Wanted,
-    batch_size: int,
-    skip_unreadable: bool,
+    skip_unreadable: bool = False,
     device: torch.device,
     workers: int,
     bar: Bar,
@@ -70,31 +59,15 @@ def run_extractions(
             "given",
             hint="repeat --out once for each --teacher, in the same order",
         )
-    wanted = get_policy(policy)
-    check_whole_sets(wanted, num_views)
     for teacher in teachers:
-        check_small_crops(wanted, teacher)
+        settings.check(teacher)
     with ExitStack() as stack:
         claims = _join_all(outs, stack)
         started = time.monotonic()
         index = index_or_refuse(images, skip_unreadable, workers, bar)
         index_s = time.monotonic() - started
-        jobs = [
-            Job(
-                images=images,
-                index=index,
-                teacher=teacher,
-                policy=wanted,
-                seed=seed,
-                num_views=num_views,
-                renderer=get_renderer(),
-                dtype=dtype,
-                precision=settle(precision, device),
-                batch_size=batch_size,
-                arrays=arrays,
-            )
-            for teacher in teachers
-        ]
+        precision = settle(settings.precision, device)
+        jobs = [settings.job(images, index, teacher, precision) for teacher in teachers]
         writers = [open_writer(job, out, device) for job, out in zip(jobs, outs, strict=True)]
         lacking = [set(writer.missing()) for writer in writers]
         left = sum(len(writers[0].piece_rows(piece)) for piece in set().union(*lacking))

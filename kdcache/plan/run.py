@@ -1,6 +1,5 @@
 """A plan: what an extraction will take, and after how many epochs of students it pays."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,9 +7,8 @@ import numpy as np
 import torch
 
 from kdcache.errors import ConfigError
-from kdcache.extract import Job
+from kdcache.extract import Extraction
 from kdcache.extract.begin import made_with
-from kdcache.extract.run import check_small_crops, check_whole_sets
 from kdcache.images import ImageSet, index_images, refuse_suspects, take_rows
 from kdcache.plan.forecast import (
     Epochs,
@@ -21,12 +19,11 @@ from kdcache.plan.forecast import (
 )
 from kdcache.plan.question import Question, no_images
 from kdcache.plan.rates import Rates
-from kdcache.precision import Wanted, settle
+from kdcache.precision import settle
 from kdcache.recipe import Recipe
-from kdcache.store import CacheSize, Dtype
+from kdcache.store import CacheSize
 from kdcache.table import format_table
 from kdcache.teachers import Teacher
-from kdcache.views import get_policy, get_renderer
 
 SAMPLE = 64
 """Images that rates are measured on."""
@@ -182,14 +179,9 @@ _EPOCH_STAGES = ("images", "step", "teacher")
 def ask(
     images: ImageSet | None,
     teacher: Teacher,
+    settings: Extraction,
     *,
-    num_images: int | None,
-    num_views: int,
-    policy: str,
-    arrays: Sequence[str] | None,
-    dtype: Dtype,
-    precision: Wanted,
-    batch_size: int,
+    num_images: int | None = None,
     device: torch.device,
     student: Recipe | None = None,
 ) -> Question:
@@ -204,9 +196,7 @@ def ask(
         DataError: some of the images are none.
         TeacherError: the teacher cannot take the small crops of the policy.
     """
-    wanted = get_policy(policy)
-    check_whole_sets(wanted, num_views)
-    check_small_crops(wanted, teacher)
+    settings.check(teacher)
     if images is None:
         if num_images is None:
             raise ConfigError("neither images nor their number are given", hint="--data DIR")
@@ -221,19 +211,7 @@ def ask(
         refuse_suspects(sample, index, hint="take them out of the folder")
         there = sum(len(path.encode()) for path in images.paths)
         path_bytes = round(there * num_images / len(images))
-    job = Job(
-        images=sample,
-        index=index,
-        teacher=teacher,
-        policy=wanted,
-        seed=0,
-        num_views=num_views,
-        renderer=get_renderer(),
-        dtype=dtype,
-        precision=settle(precision, device),
-        batch_size=batch_size,
-        arrays=tuple(arrays) if arrays is not None else None,
-    )
+    job = settings.job(sample, index, teacher, settle(settings.precision, device))
     question = Question(job, num_images, classes, path_bytes, made_with(device), student)
     if student is not None:
         _check_student(question, student)

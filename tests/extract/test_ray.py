@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from extract.noted import NAME, PIECE_ROWS, Notes
-from small import CPU, tree_of
+from small import CPU, small_extraction, tree_of
 
 from kdcache.extract import join_ray, run_extraction
 from kdcache.images import open_images
@@ -116,9 +116,8 @@ def notes(nodes):
 
 def make(data, out, cluster=None):
     return run_extraction(
-        open_images(data), load_teacher(NAME), out,
-        num_views=2, policy="weak", seed=0, arrays=None, dtype="float32", precision="fp32",
-        batch_size=8, skip_unreadable=False, device=CPU, workers=0, bar=silent_bar,
+        open_images(data), load_teacher(NAME), out, small_extraction(batch_size=8),
+        device=CPU, workers=0, bar=silent_bar,
         cluster=cluster,
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from commands import kdcache, refused
-from small import CPU, make_cache, tree_of
+from small import CPU, make_cache, small_extraction, tree_of
 
 from kdcache.errors import ConfigError
 from kdcache.extract import run_extractions
@@ -38,16 +38,13 @@ def alone(tmp_path_factory, tiny_images, weights):
 
 
 def extract_all(data, weights, outs, **changes):
-    settings = {
-        "num_views": 3, "policy": "weak", "seed": 0, "arrays": None, "dtype": "float32",
-        "precision": "fp32", "batch_size": 16, "skip_unreadable": False, "device": CPU,
-        "workers": 0, "bar": silent_bar,
-    }  # fmt: skip
+    means = {"device": CPU, "workers": 0, "bar": silent_bar, **changes}
     teachers = [
         load_teacher("timm:test_resnet", weights=file, image_size=size)
         for file, size in zip(weights, SIZES, strict=True)
     ]
-    return run_extractions(open_images(data), teachers, outs, **{**settings, **changes})
+    settings = small_extraction(num_views=3)
+    return run_extractions(open_images(data), teachers, outs, settings, **means)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from small import CPU, make_cache, recipe_for, tree_of
+from small import CPU, make_cache, recipe_for, small_extraction, tree_of
 
 from kdcache.errors import ConfigError
 from kdcache.images import open_images
@@ -19,19 +19,10 @@ MACHINES = Machines(nodes=1, gpus=1, workers=2)
 
 
 def question(data, weights, *, name="timm:test_resnet", **changes):
-    settings = {
-        "num_images": None,
-        "num_views": 2,
-        "policy": "weak",
-        "arrays": None,
-        "dtype": "float32",
-        "precision": "fp32",
-        "batch_size": 16,
-        "device": CPU,
-    }
+    means = {name: changes.pop(name) for name in ("num_images", "student") if name in changes}
     images = None if data is None else open_images(data)
     teacher = sketch_teacher(name, weights=weights, image_size=32)
-    return ask(images, teacher, **{**settings, **changes})
+    return ask(images, teacher, small_extraction(**changes), device=CPU, **means)
 
 
 @pytest.mark.parametrize(
