@@ -48,9 +48,9 @@ def test_process_that_is_gone_ends_the_others_with_an_error(fate, tmp_path):
     both = [context.Process(target=meet, args=(n, port, tmp_path, fate)) for n in (0, 1)]
     for process in both:
         process.start()
-    both[0].join(60)
+    both[0].join(180)
     both[1].kill()
-    both[1].join(60)
+    both[1].join(180)
     assert both[0].exitcode == 0
     message, hint, waited_s = torch.load(tmp_path / "said.pt", weights_only=False)
     assert message.startswith("another process of this run has died, or has not answered in time:")
