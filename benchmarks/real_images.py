@@ -163,8 +163,10 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def table(bench: Bench, jobs: dict[str, tuple[str, str, dict[str, object]]]) -> None:
-    """Train every job with every seed, some at a time, and print a row for each."""
+def table(
+    bench: Bench, name: str, jobs: dict[str, tuple[str, str, dict[str, object]]]
+) -> dict[str, list[dict[str, float]]]:
+    """Train every job with every seed, some at a time, and print a row for each: its scores."""
     seeds = range(bench.seeds)
     with ThreadPoolExecutor(bench.jobs) as pool:
         # Seed by seed, so that a table of all rows is there early.
@@ -179,7 +181,8 @@ def table(bench: Bench, jobs: dict[str, tuple[str, str, dict[str, object]]]) -> 
     for row, scores in rows.items():
         knn, linear = ([score[key] for score in scores] for key in ("knn", "linear"))
         print(f"| {row} | {spread(knn)} | {spread(linear)} |")
-    (bench.out / "table.json").write_text(json.dumps(rows, indent=1))
+    (bench.out / f"{name}.json").write_text(json.dumps(rows, indent=1))
+    return rows
 
 
 def methods(bench: Bench, names: Sequence[str], student: str) -> None:
@@ -189,19 +192,52 @@ def methods(bench: Bench, names: Sequence[str], student: str) -> None:
     untrained = ("--image-size", STUDENT_SIZE)
     found = bench.score(f"untrained:{student}", bench.out / f"untrained-{student}.json", *untrained)
     print(f"untrained {student}: kNN {found['knn']:.1f}, linear {found['linear']:.1f}")
-    table(bench, {name: (name, student, {}) for name in names})
+    table(bench, "methods", {name: (name, student, {}) for name in names})
 
 
 def views(bench: Bench, student: str) -> None:
     """SimReg and SEED on 1, 2, 4, 8, 16 views of a cache, and on new ones in every epoch."""
+    counts = (1, 2, 4, 8, 16, bench.num_views)
     jobs = {}
-    for method in ("simreg", "seed"):
+    for method in CURVES:
         bench.cache(get_method(method).views)
-        for count in (1, 2, 4, 8, 16):
-            jobs[f"{method}, {count} views"] = (method, student, {"run.views": count})
-        jobs[f"{method}, {bench.num_views} views"] = (method, student, {})
-    table(bench, jobs)
+        for count in counts:
+            more = {"run.views": count} if count < bench.num_views else {}
+            jobs[f"{method}, {count} views"] = (method, student, more)
+    rows = table(bench, "views", jobs)
+    curves = {
+        method: [statistics.mean(s["knn"] for s in rows[f"{method}, {n} views"]) for n in counts]
+        for method in CURVES
+    }
+    draw(curves, counts, bench.out / "views.svg")
 
+
+def draw(curves: dict[str, list[float]], counts: Sequence[int], out: Path) -> None:
+    """Accuracy against the number of cached views, as SVG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "views", "font.size": 12})
+    figure = Figure((6.2, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    for (method, values), colour, marker in zip(curves.items(), COLOURS, "os", strict=True):
+        axes.plot(counts[:-1], values[:-1], color=colour, marker=marker, linewidth=2, label=method)
+        axes.axhline(values[-1], color=colour, linestyle="--", linewidth=1)
+    axes.plot([], color="grey", linestyle="--", linewidth=1, label="new views in every epoch")
+    axes.legend(loc="lower right", frameon=False)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts[:-1], [str(n) for n in counts[:-1]])
+    axes.set_ylim(0, None)
+    axes.set_xlabel("cached views of each image")
+    axes.set_ylabel("kNN, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(out, metadata={"Date": None, "Creator": None})
+
+
+CURVES = ("simreg", "seed")
+COLOURS = ("#0072b2", "#d55e00")
+"""Okabe and Ito's (jfly.uni-koeln.de/color, 2008)."""
 
 PARITY = {
     "train.batch_size": 50,
