@@ -32,7 +32,8 @@ FRESH_VIEWS = 30
 
 # Where a short run on 10,000 images wants other settings than a long one on a million: smaller
 # batches for more steps, one schedule for all, queues below half of the images, a faster slow
-# copy, centred targets. The rates are the best of a few in runs of six epochs (docs/results.md).
+# copy, centred targets. The rates of simreg, seed and moco are the best of a few in runs of
+# six epochs; the others' are theirs (docs/results.md).
 SHORT: dict[str, object] = {
     "train.batch_size": 64,
     "train.lr_per_256": "false",
