@@ -24,8 +24,9 @@ def describe_machine(**more: Any) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    """Median and quartiles; of one value that value, as `--rounds 1` gives it."""
+    several = values if len(values) > 1 else values * 2
+    low, middle, high = statistics.quantiles(several, n=4, method="inclusive")
     return {"median": middle, "low": low, "high": high, "count": len(values)}
 
 
