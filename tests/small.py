@@ -18,14 +18,28 @@ CPU = torch.device("cpu")
 
 
 def make_cache(
-    data: Path, weights: Path | None, out: Path, *, model="test_resnet", image_size=32, **changes
+    data: Path,
+    weights: Path | None,
+    out: Path,
+    *,
+    model="test_resnet",
+    image_size=32,
+    skip_unreadable=False,
+    workers=0,
+    bar=progress_bar,
+    **settings,
 ):
     """A cache of test_resnet at 32 px: 2 weak views, features and 16-d embeddings."""
-    means = {"device": CPU, "workers": 0, "bar": progress_bar}
-    means |= {name: changes.pop(name) for name in (*means, "skip_unreadable") if name in changes}
-    images = open_images(data)
-    teacher = load_teacher(f"timm:{model}", weights=weights, image_size=image_size)
-    return run_extraction(images, teacher, out, small_extraction(**changes), **means)
+    return run_extraction(
+        open_images(data),
+        load_teacher(f"timm:{model}", weights=weights, image_size=image_size),
+        out,
+        small_extraction(**settings),
+        skip_unreadable=skip_unreadable,
+        device=CPU,
+        workers=workers,
+        bar=bar,
+    )
 
 
 def small_extraction(**changes) -> Extraction:

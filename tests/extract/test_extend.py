@@ -280,7 +280,9 @@ def test_views_that_are_drawn_otherwise_are_refused(
 ):
     with monkeypatch.context() as other:
         other.setattr(render.R1, "version", 2)
-        with pytest.raises(CacheMismatch, match="was rendered by `r1` version 1; this"):
+        with pytest.raises(
+            CacheMismatch, match="by `r1` version 1; this kdcache renders by `r1` version 2"
+        ):
             extend(old, tiny_weights, tmp_path / "new", tiny_images, num_views=3)
     colour = render.R1.colour
     monkeypatch.setattr(render.R1, "colour", lambda *arguments: 255 - colour(*arguments))

@@ -37,14 +37,15 @@ def alone(tmp_path_factory, tiny_images, weights):
     return [tree_of(folder / str(at)) for at in range(3)]
 
 
-def extract_all(data, weights, outs, **changes):
-    means = {"device": CPU, "workers": 0, "bar": silent_bar, **changes}
+def extract_all(data, weights, outs, *, skip_unreadable=False, workers=0):
     teachers = [
         load_teacher("timm:test_resnet", weights=file, image_size=size)
         for file, size in zip(weights, SIZES, strict=True)
     ]
-    settings = small_extraction(num_views=3)
-    return run_extractions(open_images(data), teachers, outs, settings, **means)
+    return run_extractions(
+        open_images(data), teachers, outs, small_extraction(num_views=3),
+        skip_unreadable=skip_unreadable, device=CPU, workers=workers, bar=silent_bar,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -18,11 +18,11 @@ RATES = Rates(
 MACHINES = Machines(nodes=1, gpus=1, workers=2)
 
 
-def question(data, weights, *, name="timm:test_resnet", **changes):
-    means = {name: changes.pop(name) for name in ("num_images", "student") if name in changes}
+def question(data, weights, *, name="timm:test_resnet", num_images=None, student=None, **settings):
     images = None if data is None else open_images(data)
     teacher = sketch_teacher(name, weights=weights, image_size=32)
-    return ask(images, teacher, small_extraction(**changes), device=CPU, **means)
+    asked = small_extraction(**settings)
+    return ask(images, teacher, asked, num_images=num_images, device=CPU, student=student)
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,10 @@ def test_other_renderer_is_refused(said, made, tiny_images, tiny_weights):
     recipe["views"]["renderer"] = said
     damage.replace(made, "recipe.json", canonical_json(recipe))
     damage.reseal(made)
-    expected = f"/{made.name}` was rendered by `{said['id']}` version {said['version']}; this"
+    expected = (
+        f"/{made.name}` was rendered by `{said['id']}` version {said['version']}; this kdcache "
+        "renders by `r1` version 1"
+    )
     with pytest.raises(CacheMismatch, match=expected):
         look(made, tiny_images, tiny_weights)
     with pytest.raises(CacheMismatch, match=expected):

@@ -12,8 +12,8 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import functional
 from views import oracle
 
-from kdcache.errors import ConfigError
-from kdcache.views import VIEW, Policy, draw, get_policy, get_renderer
+from kdcache.errors import CacheMismatch
+from kdcache.views import VIEW, Policy, draw, get_policy, get_renderer, renderer_of
 from kdcache.views.render import _ORDERS
 
 ROOT = Path(__file__).parents[2]
@@ -308,7 +308,12 @@ def test_kernels_work_where_nothing_may_be_written(tmp_path):
     assert done.stdout.strip() == "[3, 4, 4, 3]", done.stderr
 
 
-def test_an_unknown_renderer_is_refused():
-    with pytest.raises(ConfigError, match="no renderer `r9`") as error:
-        get_renderer("r9")
-    assert "r1" in error.value.hint
+def test_a_cache_of_another_renderer_is_refused_by_its_name():
+    renderer = get_renderer()
+    said = {"id": renderer.id, "version": renderer.version}
+    assert type(renderer_of({"views": {"renderer": said}}, Path("mine.zarr"))) is type(renderer)
+    for other in ({**said, "id": "r0"}, {**said, "version": "9"}):
+        with pytest.raises(CacheMismatch, match=r"`mine\.zarr` was rendered by") as error:
+            renderer_of({"views": {"renderer": other}}, Path("mine.zarr"))
+        assert f"`{other['id']}` version {other['version']}" in str(error.value)
+        assert "extract again" in error.value.hint
