@@ -4,7 +4,10 @@ Source: Miles et al., "VkD: Improving Knowledge Distillation using Orthogonal Pr
 2024, arXiv:2403.06213; official code train.py and engine.py. The paper distils classifiers: a
 cross-entropy with labels and a divergence of logits stand beside this term, and are left out here,
 for a method is shown no labels and a cache has no logits. So the schedule and the views are not the
-paper's but SimReg's.
+paper's but SimReg's. The official code leaves the parametrisation of the matrix to torch, which
+takes Householder reflections, one after the other: forward and backward take 6.3 s a step from
+1,024 to 1,280 numbers, and the Cayley transform that is taken here 0.21 s (2 threads of an AMD
+EPYC). Both reach every matrix but a set of measure zero, and start at the same one.
 
 Shapes: B batch, E student feature, D teacher feature.
 """
@@ -51,23 +54,13 @@ class Vkd(Method):
                 hint="--method simreg, whose head may be of any shape, or a narrower student",
             )
         self.projector = parametrizations.orthogonal(
-            nn.Linear(student_dim, teacher.dim, bias=False)
+            nn.Linear(student_dim, teacher.dim, bias=False), orthogonal_map="cayley"
         )
 
     @classmethod
     def needs(cls, config: Config) -> Needs:
         """The teacher's feature of one view."""
         return Needs(target="feature")
-
-    def finish_step(self, student: nn.Module) -> None:
-        """Put back the signs that torch keeps on the diagonal of a matrix of unequal sides.
-
-        It reads them as whole numbers, and weight decay makes a zero of a one.
-        """
-        with torch.no_grad():
-            kept = self.projector.get_parameter("parametrizations.weight.original")
-            if kept.shape[0] > kept.shape[1]:
-                kept.diagonal().sign_()
 
     def forward(self, student: nn.Module, batch: Batch) -> Loss:
         """Mean over batch and dimensions of the smooth L1 distance (quadratic below one)."""
