@@ -82,7 +82,7 @@ OfflineOption = Annotated[
 
 def array_names(arrays: str | None) -> tuple[str, ...] | None:
     """What `--arrays` names; None if it is not given."""
-    return tuple(arrays.split(",")) if arrays else None
+    return tuple(arrays.split(",")) if arrays is not None else None
 
 
 def open_device(name: str | None) -> "torch.device":

@@ -98,22 +98,23 @@ def extract(
     _require_pairs(teacher, files, out, on)
     tells = os.environ.get("RANK", "0") == "0"  # torchrun shows the words of all on one terminal
     bar = progress_bar if tells else silent_bar
-    images = open_images(data)  # a mistyped folder is told before a teacher is downloaded
+    # A mistyped folder or policy is told before a teacher is downloaded.
+    images = open_images(data)
+    settings = Extraction(
+        num_views=views,
+        policy=policy,
+        seed=seed,
+        arrays=array_names(arrays),
+        dtype=dtype,
+        precision=precision,
+        batch_size=batch_size,
+    )
     with _cluster(on, files[0], device, workers) as cluster:
         place = open_device(device) if cluster is None else cluster.device
         teachers = [
             load_teacher(name, weights=file, image_size=image_size, bar=bar)
             for name, file in zip(teacher, files, strict=True)
         ]
-        settings = Extraction(
-            num_views=views,
-            policy=policy,
-            seed=seed,
-            arrays=array_names(arrays),
-            dtype=dtype,
-            precision=precision,
-            batch_size=batch_size,
-        )
         means: dict[str, Any] = {
             "skip_unreadable": skip_unreadable,
             "device": distributed.local_device(place) if cluster is None else place,

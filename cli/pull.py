@@ -7,6 +7,8 @@ import typer
 
 from kdcache.errors import ConfigError
 
+from ._options import array_names
+
 
 def pull(
     url: Annotated[
@@ -43,7 +45,7 @@ def pull(
     done = pull_cache(
         url,
         out,
-        arrays=tuple(arrays.split(",")) if arrays is not None else None,
+        arrays=array_names(arrays),
         num_views=views,
         rows=tuple(map(_rows, rows)) if rows else None,
         bar=progress_bar,

@@ -87,10 +87,10 @@ def run_extension(
     recipe = cache.recipe
     renderer_of(recipe, cache.path)  # the new views are to be like the old ones
     settings = Extraction(
-        num_views=num_views or cache.num_views,
+        num_views=cache.num_views if num_views is None else num_views,
         policy=recipe["views"]["policy"]["name"],
         seed=recipe["views"]["seed"],
-        arrays=arrays or tuple(cache.arrays),
+        arrays=tuple(cache.arrays) if arrays is None else arrays,
         dtype=dtype or next(iter(cache.arrays.values())).dtype,
         precision=precision or recipe["precision"],
         batch_size=recipe["batch_size"],

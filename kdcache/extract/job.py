@@ -45,16 +45,13 @@ class Job:
         """
         given = {"feature": self.teacher.feature_dim, "embedding": self.teacher.embedding_dim}
         specs = []
-        for name in dict.fromkeys(self.arrays or ()) or [
-            name for name, dim in given.items() if dim is not None
-        ]:
-            dim = given.get(name)
+        wanted = [name for name, dim in given.items() if dim is not None]
+        for name in wanted if self.arrays is None else dict.fromkeys(self.arrays):
+            dim = given[name]
             if dim is None:
                 raise ConfigError(
                     f"`{self.teacher.name}` gives no `{name}`",
-                    hint="it has no projection head: --arrays feature"
-                    if name == "embedding"
-                    else "there are: feature, embedding",
+                    hint="it has no projection head: --arrays feature",
                 )
             specs.append(ArraySpec(name, dim, self.dtype))
         return specs

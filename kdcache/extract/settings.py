@@ -11,9 +11,17 @@ from kdcache.store import Dtype
 from kdcache.teachers import Teacher
 from kdcache.views import get_policy, get_renderer
 
+ARRAYS = ("feature", "embedding")
+"""What a teacher can be asked to give: what its backbone says, and what its head makes of that."""
+
 
 class Extraction(Settings):
-    """What is asked of a teacher, whoever it is and whatever the images are."""
+    """What is asked of a teacher, whoever it is and whatever the images are.
+
+    Raises:
+        ConfigError: there is no such policy or array, or the policy draws views in sets, and the
+            last is not whole.
+    """
 
     num_views: int = Field(default=10, ge=1)
     """Of each image."""
@@ -30,16 +38,28 @@ class Extraction(Settings):
     batch_size: int = Field(default=64, ge=1)
     """Views that the teacher sees at once."""
 
+    def model_post_init(self, _context: object) -> None:
+        """Refuse what no teacher can be asked."""
+        self._check_arrays()
+        self._check_whole_sets()
+
     def check(self, teacher: Teacher) -> None:
         """Refuse views that a teacher cannot be shown, before any image is read.
 
         Raises:
-            ConfigError: there is no such policy, or it draws views in sets, and the last is not
-                whole.
-            TeacherError: the teacher cannot take the small crops of the policy.
+            TeacherError: the teacher, perhaps a transformer, is tied to one size, and cannot take
+                the small crops of the policy.
         """
-        self._check_whole_sets()
-        self._check_small_crops(teacher)
+        policy, size = get_policy(self.policy), teacher.image_size
+        for side in {policy.side(view, size) for view in range(policy.views_in_set)} - {size}:
+            try:
+                teacher.backbone.measure(side)
+            except ConfigError as error:
+                raise TeacherError(
+                    f"the small crops of `{self.policy}` are not for this teacher: {error}",
+                    hint="choose a teacher that takes images of any size, such as timm:resnet50, "
+                    "or views of one size: --policy swav",
+                ) from error
 
     def job(
         self, images: ImageSet, index: ImageIndex, teacher: Teacher, precision: Precision
@@ -63,6 +83,15 @@ class Extraction(Settings):
             arrays=self.arrays,
         )
 
+    def _check_arrays(self) -> None:
+        if self.arrays == ():
+            raise ConfigError("no array is to be kept", hint=f"name some of {', '.join(ARRAYS)}")
+        for name in self.arrays or ():
+            if name not in ARRAYS:
+                raise ConfigError(
+                    f"a teacher gives no `{name}`", hint=f"there are: {', '.join(ARRAYS)}"
+                )
+
     def _check_whole_sets(self) -> None:
         """A method that learns from small crops needs all of a set."""
         size = get_policy(self.policy).views_in_set
@@ -73,16 +102,3 @@ class Extraction(Settings):
                 f"ones; `{self.num_views}` views are no whole number of sets",
                 hint=" or ".join(f"--views {number}" for number in (below, above) if number),
             )
-
-    def _check_small_crops(self, teacher: Teacher) -> None:
-        """The teacher, perhaps a transformer, may be tied to one size."""
-        policy, size = get_policy(self.policy), teacher.image_size
-        for side in {policy.side(view, size) for view in range(policy.views_in_set)} - {size}:
-            try:
-                teacher.backbone.measure(side)
-            except ConfigError as error:
-                raise TeacherError(
-                    f"the small crops of `{self.policy}` are not for this teacher: {error}",
-                    hint="choose a teacher that takes images of any size, such as timm:resnet50, "
-                    "or views of one size: --policy swav",
-                ) from error
