@@ -20,7 +20,7 @@ demo: setup  ## images to an evaluated student, without a download: minutes on t
 	$(BIN)/kdcache demo
 
 test: setup  ## all tests that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=60 --durations-min=4
 
 check: setup  ## style, types, and the rules of the house
 	$(BIN)/ruff format --check .
