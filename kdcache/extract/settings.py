@@ -8,11 +8,9 @@ from kdcache.images import ImageIndex, ImageSet
 from kdcache.precision import Precision, Wanted
 from kdcache.settings import Settings
 from kdcache.store import Dtype
+from kdcache.store.layout import ARRAYS
 from kdcache.teachers import Teacher
 from kdcache.views import get_policy, get_renderer
-
-ARRAYS = ("feature", "embedding")
-"""What a teacher can be asked to give: what its backbone says, and what its head makes of that."""
 
 
 class Extraction(Settings):
